@@ -1,0 +1,47 @@
+"""hyperstack: stack optimizers, so that each level learns the hyperparameters of the one below.
+
+import hyperstack as hs
+
+opt = hs.HyperOptimizer(model.parameters(), "Adam / SGD(1e-5, clip)")
+opt = hs.HyperOptimizer(model.parameters(), hs.Adam / hs.SGD(1e-5, clip=True))
+"""
+
+from hyperstack.dsl import parse
+from hyperstack.errors import HyperstackError, InputError, RunError, StackError
+from hyperstack.hyperparameter import Hyperparameter, fixed, free, learned, lin, log, logit, per_tensor, square
+from hyperstack.optimizer import HyperOptimizer
+from hyperstack.rule import RULES, Option, Rule, Stack
+from hyperstack.rules import SGD, AdaGrad, Adam, RMSProp
+from hyperstack.transforms import TRANSFORMS, Transform
+from hyperstack.transforms import Cumulative as cumulative
+from hyperstack.version import __version__
+
+__all__ = [
+    "RULES",
+    "SGD",
+    "TRANSFORMS",
+    "AdaGrad",
+    "Adam",
+    "HyperOptimizer",
+    "Hyperparameter",
+    "HyperstackError",
+    "InputError",
+    "Option",
+    "RMSProp",
+    "Rule",
+    "RunError",
+    "Stack",
+    "StackError",
+    "Transform",
+    "__version__",
+    "cumulative",
+    "fixed",
+    "free",
+    "learned",
+    "lin",
+    "log",
+    "logit",
+    "parse",
+    "per_tensor",
+    "square",
+]

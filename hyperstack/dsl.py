@@ -1,0 +1,222 @@
+"""The text form of a stack: a strict subset of Python expressions, read with `ast`, never evaluated.
+
+    stack      level / level / ...
+    level      Rule   or   Rule(lr, flag, name=value, ...)
+    value      number, free name, or one of these in fixed, learned, per_tensor, lin, log, square, logit
+    flag       clip, or an option of the rule that is true or false
+    clip=      True, a transform, or a list of transforms
+
+All mistakes of one text are found together and raised as one `StackError`.
+"""
+
+from __future__ import annotations
+
+import ast
+import warnings
+from collections.abc import Callable
+from dataclasses import MISSING, fields
+from typing import Any
+
+from hyperstack.errors import InputError, StackError
+from hyperstack.hyperparameter import MODIFIERS, Setting, free
+from hyperstack.rule import RULES, Rule, Stack, nearest
+from hyperstack.transforms import TRANSFORMS, Transform
+
+MAX_LENGTH = 10_000
+
+
+def parse(text: str) -> Stack:
+    """The stack that a text describes; `parse(str(stack)) == stack`.
+
+    Raises StackError, which shows every mistake with a caret under its place, what was expected and the nearest
+    known name.
+    """
+    if not isinstance(text, str):
+        raise InputError(f"a stack is written as text, not {text!r}", instead="write, for example: Adam / SGD(1e-5)")
+    return _Reader(text).stack()
+
+
+class _Reader:
+    """Reads one text; a mistake is noted with its place, and reading goes on."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.mistakes: list[tuple[int, int, str]] = []
+
+    def stack(self) -> Stack:
+        tree = self._tree()
+        nodes = [] if tree is None else self._levels(tree)
+        if len(nodes) > Stack.MAX_HEIGHT:
+            self._note(nodes[Stack.MAX_HEIGHT], f"a stack has at most {Stack.MAX_HEIGHT} levels, here are {len(nodes)}")
+        levels = [self._level(node) for node in nodes]
+        if self.mistakes:
+            raise StackError(self.text, self.mistakes)
+        return Stack(level for level in levels if level is not None)
+
+    def _tree(self) -> ast.expr | None:
+        """The syntax tree, or None with the mistake noted."""
+        text = self.text
+        if not text.strip():
+            self.mistakes.append((0, 1, "a stack was expected, and the text is empty"))
+        elif len(text) > MAX_LENGTH:
+            message = f"a stack has at most {MAX_LENGTH} characters, here are {len(text)}"
+            self.mistakes.append((MAX_LENGTH, len(text), message))
+        elif "#" in text:
+            self.mistakes.append((text.index("#"), len(text), "a stack has no comments"))
+        if self.mistakes:
+            return None
+        self.offset = len(text) - len(text.lstrip())
+        self.line = " ".join(text.strip().splitlines())
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", SyntaxWarning)
+                return ast.parse(self.line, mode="eval").body
+        except SyntaxError as error:
+            start = max(0, (error.offset or 1) - 1)
+            self.mistakes.append((self.offset + start, self.offset + start + 1, _explain(error.msg)))
+        except (ValueError, RecursionError, MemoryError, OverflowError, UnicodeError):
+            self.mistakes.append((0, len(text), "this is too deeply nested, or no text"))
+        return None
+
+    def _levels(self, node: ast.expr) -> list[ast.expr]:
+        """The levels from left to right; iterative, because a tower may be high."""
+        found: list[ast.expr] = []
+        waiting = [node]
+        while waiting:
+            node = waiting.pop()
+            if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
+                waiting += [node.left, node.right]
+            else:
+                found.append(node)
+        return found[::-1]
+
+    def _level(self, node: ast.expr) -> Rule | None:
+        name, arguments = self._call(node)
+        if name is None or name.id not in RULES:
+            if name is None or name.id in MODIFIERS or name.id in TRANSFORMS:
+                self._note(node, "a rule was expected, such as Adam or SGD(1e-5)")
+            else:
+                self._note(name, f"no rule is called {name.id}: {nearest(name.id, RULES)}")
+            return None
+        rule = RULES[name.id]
+        flags = ["clip", *(k for k, option in rule.options.items() if isinstance(option.default, bool))]
+
+        def read(key: str, value: ast.expr) -> Any:
+            return rule.check(key, self._argument(rule, key, value))
+
+        return rule(**self._arguments(arguments, flags, "lr", read))
+
+    def _argument(self, rule: type[Rule], key: str, node: ast.expr) -> Any:
+        """The value of one argument of a rule, not yet checked against the rule."""
+        if key == "clip":
+            items = node.elts if isinstance(node, ast.List) else [node]
+            literal = node.value if isinstance(node, ast.Constant) else None
+            return literal if isinstance(literal, bool) else [self._transform(item) for item in items]
+        if key in rule.options:
+            return self._literal(node)
+        if key in rule.hyperparameters:
+            return self._value(node)
+        return None
+
+    def _arguments(
+        self, call: ast.Call | None, flags: list[str], first: str | None, read: Callable[[str, ast.expr], Any]
+    ) -> dict[str, Any]:
+        """The arguments of a call by name: `first` by position, then flags by their bare names, then name=value."""
+        found: dict[str, Any] = {}
+        pairs: list[tuple[str | None, ast.expr, ast.AST]] = []
+        for i, node in enumerate(call.args if call else []):
+            if isinstance(node, ast.Name) and node.id in flags:
+                pairs.append((node.id, ast.Constant(True), node))
+            elif i == 0 and first:
+                pairs.append((first, node, node))
+            elif isinstance(node, ast.Name) and flags:
+                self._note(node, f"no flag is called {node.id}: {nearest(node.id, flags)}")
+            else:
+                self._note(node, f"{f'only {first} is' if first else 'nothing is'} given by position: write name=value")
+        pairs += [(k.arg, k.value, k) for k in (call.keywords if call else [])]
+        for key, value, place in pairs:
+            if key is None or key in found:
+                self._note(place, "write name=value" if key is None else f"{key} is given twice")
+                continue
+            try:
+                found[key] = read(key, value)
+            except InputError as error:
+                self._note(place, ": ".join(part for part in (error.what, error.why, error.instead) if part))
+        return found
+
+    def _value(self, node: ast.expr) -> Setting | float:
+        """A number, a free name, or one of these inside modifiers; raises InputError."""
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            name = node.func.id
+            if name not in MODIFIERS:
+                raise InputError(f"{name}(...) is no kind of value", instead=nearest(name, MODIFIERS))
+            if len(node.args) != 1 or node.keywords:
+                raise InputError(f"{name} takes one value", instead=f"write {name}(1e-3)")
+            return MODIFIERS[name](self._value(node.args[0]))
+        if isinstance(node, ast.Name):
+            if node.id in MODIFIERS or node.id in ("inf", "nan", "infinity") or node.id in RULES:
+                raise InputError(f"{node.id} is no number", instead="write a number, or a free name such as α")
+            return free(node.id)
+        number = self._literal(node)
+        if isinstance(number, bool):
+            raise InputError(f"a number was expected, not {number}", instead="write a number such as 1e-3")
+        return number
+
+    def _literal(self, node: ast.expr) -> float | bool:
+        """A number, with a sign perhaps, or True or False; raises InputError."""
+        sign = 1
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.UAdd)):
+            sign, node = (-1 if isinstance(node.op, ast.USub) else 1), node.operand
+        if isinstance(node, ast.Constant) and isinstance(node.value, (bool, int, float)):
+            return node.value if isinstance(node.value, bool) else sign * node.value
+        raise InputError("a number was expected", instead="write a number such as 1e-3")
+
+    def _transform(self, node: ast.expr) -> Transform:
+        """One gradient transform; raises InputError."""
+        name, arguments = self._call(node)
+        if name is None or name.id not in TRANSFORMS:
+            what = f"no gradient transform is called {name.id}" if name else "a gradient transform was expected"
+            raise InputError(what, instead=nearest(name.id if name else "", TRANSFORMS))
+        cls = TRANSFORMS[name.id]
+        known = {f.name: f for f in fields(cls)}
+        required = next((f.name for f in known.values() if f.default is MISSING), None)
+        flags = [f.name for f in known.values() if isinstance(f.default, bool)]
+
+        def read(key: str, value: ast.expr) -> float | bool:
+            if key not in known:
+                hint = nearest(key, known) if known else "it takes nothing"
+                raise InputError(f"{cls.name} has no {key!r}", instead=hint)
+            literal = self._literal(value)
+            if (key in flags) != isinstance(literal, bool):
+                raise InputError(f"{cls.name}'s {key} is {'a flag' if key in flags else 'a number'}, not {literal}")
+            return literal
+
+        before = len(self.mistakes)
+        read_arguments = self._arguments(arguments, flags, required, read)
+        return cls(**read_arguments) if len(self.mistakes) == before else TRANSFORMS["cumulative"]()
+
+    def _call(self, node: ast.expr) -> tuple[ast.Name | None, ast.Call | None]:
+        """The name and the arguments of `Name` or `Name(...)`."""
+        if isinstance(node, ast.Name):
+            return node, None
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            return node.func, node
+        return None, None
+
+    def _note(self, node: ast.AST, message: str) -> None:
+        """Remember a mistake at the place of `node`; ast counts bytes, people count characters."""
+        raw = self.line.encode()
+        columns = (getattr(node, "col_offset", 0), getattr(node, "end_col_offset", None) or 0)
+        start, end = (self.offset + len(raw[:c].decode(errors="replace")) for c in columns)
+        self.mistakes.append((start, end, message))
+
+
+def _explain(message: str) -> str:
+    """Python's word for a syntax error, where one of ours helps more."""
+    if "positional argument follows keyword" in message:
+        return "flags come before name=value: write clip=True here, or move it forward"
+    if "unterminated string" in message or "string literal" in message:
+        return "a stack holds no quoted text"
+    if "invalid syntax" in message or "Perhaps you forgot a comma" in message:
+        return "this does not fit here: a stack reads Rule(...) / Rule(...)"
+    return message.split(" (")[0]

@@ -1,0 +1,217 @@
+"""`HyperOptimizer`: a stack as an ordinary `torch.optim.Optimizer`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from hyperstack.dsl import parse
+from hyperstack.engine import Tower
+from hyperstack.errors import InputError, RunError
+from hyperstack.rule import Rule, RuleType, Stack
+
+StackLike = Stack | Rule | RuleType | str
+
+
+class HyperOptimizer(torch.optim.Optimizer):
+    """Trains parameters with the primary level of a stack, and the hyperparameters of each level with the level above.
+
+    It replaces `torch.optim.Adam` in a loop that stays as it is:
+
+        opt = HyperOptimizer(model.parameters(), "Adam / SGD(1e-5)")
+        opt.zero_grad(); loss.backward(); opt.step()
+
+    params: tensors, named parameters, or dicts of param groups. A group may carry its own `stack`; each group has
+        a tower, and so hyperparameters, of its own.
+    stack: a text such as "Adam / SGD(1e-5, clip)", or `hs.Adam / hs.SGD(1e-5, clip=True)`.
+    nonfinite: "skip" (default) leaves a hyperparameter whose hypergradient is not finite, with its state, where it is
+        for that step, and counts it; "propagate" lets it through, as the published implementation does.
+
+    `param_groups[i]["lr"]` is not the learning rate but a *schedule factor*, 1.0 at first, that multiplies the learned
+    rate, so that the schedulers of `torch.optim.lr_scheduler` compose with learning. The learned rate is
+    `hyperparameters()["0.lr"]`.
+
+    Raises InputError (a ValueError) for a stack that cannot be read or has free names left, for complex or integer
+    parameters, and for a state of another stack; RunError (a RuntimeError) for a sparse gradient.
+    """
+
+    def __init__(self, params: ParamsT, stack: StackLike, *, nonfinite: str = "skip") -> None:
+        if nonfinite not in ("skip", "propagate"):
+            raise InputError(f"nonfinite={nonfinite!r}", instead='choose "skip" or "propagate"')
+        self._towers: list[Tower] = []
+        super().__init__(params, {"lr": 1.0, "stack": str(_as_stack(stack)), "nonfinite": nonfinite})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters, with a tower of their own; the group may carry its own `stack`.
+
+        The towers of the groups that are already there go on undisturbed.
+        """
+        if isinstance(param_group, dict):
+            _refuse_unknown(param_group)
+            stack = _as_stack(param_group.get("stack", self.defaults["stack"]))
+            stack.resolve()
+            param_group["stack"] = str(stack)
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            _refuse_untrainable(group["params"])
+        except InputError:
+            self.param_groups.pop()
+            raise
+        self._towers.append(_tower(group))
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Update every level of every tower, then the parameters; returns what `closure` returns.
+
+        closure: reevaluates the model with gradients and returns the loss, as in torch.optim. Parameters without
+        a gradient stay where they are; a step in which none has one changes nothing.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        grads = [[p.grad for p in group["params"]] for group in self.param_groups]
+        for gradient in (g for group in grads for g in group if g is not None):
+            if gradient.layout is not torch.strided:
+                raise RunError(
+                    "HyperOptimizer does not take sparse gradients",
+                    instead="make the embedding dense (sparse=False), or give it to an optimizer of its own",
+                )
+        for tower, group, found in zip(self._towers, self.param_groups, grads, strict=True):
+            before = tower.levels[0].buckets[:]
+            tower.step(group["params"], found, group["lr"])
+            if before != tower.levels[0].buckets:
+                self._show_state(tower, group["params"])
+        return loss
+
+    def backward(self, losses: Tensor) -> None:
+        """Backpropagate per-example losses of any shape, reduced as the primary level wants them: their mean."""
+        self.loss(losses).backward()
+
+    def loss(self, losses: Tensor) -> Tensor:
+        """The scalar that `backward` differentiates, for those who scale it or call `backward` themselves."""
+        return losses.mean()
+
+    def hyperparameters(self) -> dict[str, Tensor]:
+        """Every hyperparameter in use, in natural units, by key: "LEVEL.NAME", such as "0.lr" and "1.lr".
+
+        0-dim tensors, or one number a tensor where it is per tensor; copies, on the parameters' device. The keys of
+        further param groups begin with "group1.", "group2.", and so on.
+        """
+        return self._by_key(Tower.hyperparameters)
+
+    def hypergradients(self) -> dict[str, Tensor]:
+        """The gradient that each hyperparameter's raw tensor received at the last step, before clipping; same keys.
+
+        0 where it is fixed, at the first step, and throughout in a stack of one level, where nobody asks for it.
+        """
+        return self._by_key(Tower.hypergradients)
+
+    def clip_factors(self) -> dict[str, Tensor]:
+        """The factor that the level above applied to each hypergradient at the last step, 1 where it did not clip."""
+        return self._by_key(Tower.clip_factors)
+
+    def nonfinite_counts(self) -> dict[str, Tensor]:
+        """How many steps each hyperparameter was left out of because its hypergradient was not finite."""
+        return self._by_key(Tower.nonfinite_counts)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what `state_dict` returned, for the same stack and parameters of the same shapes.
+
+        The next step is bit for bit the one that the saved optimizer would have made. A state of another stack, of
+        another optimizer or of other shapes is an InputError, and changes nothing.
+        """
+        groups = state_dict.get("param_groups", [])
+        towers = state_dict.get("state", {}).get("towers", {})
+        if len(groups) == len(self.param_groups):
+            for i, (ours, theirs) in enumerate(zip(self.param_groups, groups, strict=True)):
+                _refuse_foreign(ours, theirs, towers.get(i), i)
+        super().load_state_dict(state_dict)
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._export()
+        return super().__getstate__()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values only; safe for `torch.save` and `torch.load(weights_only=True)`."""
+        self._export()
+        return super().state_dict()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        saved = self.state.get("towers", {})  # type: ignore[call-overload]
+        self._towers = [_tower(group) for group in self.param_groups]
+        for i, (tower, group) in enumerate(zip(self._towers, self.param_groups, strict=True)):
+            if i in saved:
+                tower.restore(saved[i], group["params"])
+                self._show_state(tower, group["params"])
+
+    def __repr__(self) -> str:
+        stacks = dict.fromkeys(group["stack"] for group in self.param_groups)
+        count = sum(p.numel() for group in self.param_groups for p in group["params"])
+        return f"HyperOptimizer({', '.join(stacks)}; {count:,} parameters in {len(self.param_groups)} groups)"
+
+    def _export(self) -> None:
+        self.state["towers"] = {i: tower.export() for i, tower in enumerate(self._towers)}  # type: ignore[index]
+
+    def _show_state(self, tower: Tower, params: list[Tensor]) -> None:
+        """Let `state[p]` show each parameter's part of the flat buffers, as torch's optimizers do."""
+        for bucket in tower.levels[0].buckets:
+            for position, i in enumerate(bucket.index):
+                self.state[params[i]] = bucket.views(position, params[i].shape)
+
+    def _by_key(self, read: Callable[[Tower], dict[str, Tensor]]) -> dict[str, Tensor]:
+        return {f"{prefix}{k}": v for prefix, tower in self._prefixed() for k, v in read(tower).items()}
+
+    def _prefixed(self) -> Iterator[tuple[str, Tower]]:
+        for i, tower in enumerate(self._towers):
+            yield (f"group{i}." if i else ""), tower
+
+
+def _as_stack(stack: object) -> Stack:
+    return parse(stack) if isinstance(stack, str) else Stack.of(stack)
+
+
+def _tower(group: dict[str, Any]) -> Tower:
+    return Tower(parse(group["stack"]), group["params"], group["nonfinite"])
+
+
+def _refuse_unknown(group: dict[str, Any]) -> None:
+    known = {"params", "param_names", "lr", "initial_lr", "stack", "nonfinite"}
+    unknown = sorted(set(group) - known)
+    if unknown:
+        raise InputError(
+            f"a param group has no {', '.join(map(repr, unknown))}",
+            why="hyperparameters are part of the stack",
+            instead='give the group its own stack: {"params": ..., "stack": "Adam(weight_decay=0.1) / SGD(1e-5)"}',
+        )
+
+
+def _refuse_untrainable(params: list[Tensor]) -> None:
+    for p in params:
+        if not p.is_floating_point():
+            kind = str(p.dtype).removeprefix("torch.")
+            raise InputError(
+                f"HyperOptimizer does not train {kind} parameters",
+                instead="pass floating-point parameters; a complex one can be kept as its torch.view_as_real",
+            )
+
+
+def _refuse_foreign(ours: dict[str, Any], theirs: dict[str, Any], tower: dict[str, Any] | None, i: int) -> None:
+    if "stack" not in theirs or tower is None:
+        raise InputError("this is not a state of HyperOptimizer", instead="load a state_dict that HyperOptimizer wrote")
+    if theirs["stack"] != ours["stack"]:
+        raise InputError(
+            "this state belongs to another stack",
+            why=f"  group {i} of the state:     {theirs['stack']}\n  group {i} of the optimizer: {ours['stack']}",
+            instead="make the optimizer with the stack of the state",
+        )
+    for bucket in tower["levels"][0]["buckets"]:
+        sizes = sum(ours["params"][k].numel() for k in bucket["index"] if k < len(ours["params"]))
+        if sizes != bucket["flat.grad"].numel():
+            raise InputError("this state belongs to parameters of other shapes", instead="load it for the same model")

@@ -1,0 +1,293 @@
+"""A rule is one optimizer's mathematics; an instance of it is a level; levels divided by `/` are a stack.
+
+class SGD(Rule):                              the rule: hyperparameters, options, pure functions
+SGD(0.1, momentum=fixed(0.9), clip=True)      a level: an immutable value, without tensors
+Adam / SGD(1e-5)                              a stack: Adam updates the network, SGD updates Adam
+"""
+
+from __future__ import annotations
+
+import difflib
+from abc import ABC, ABCMeta, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType, SimpleNamespace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from hyperstack.errors import InputError
+from hyperstack.hyperparameter import Free, Hyperparameter, Resolved, Setting, Value, as_setting
+from hyperstack.transforms import Cumulative, State, Transform, register
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+RULES: dict[str, type[Rule]] = {}
+
+
+@dataclass(frozen=True)
+class Option:
+    """A static choice of a rule, a flag or a number: never learned, part of the rule's identity."""
+
+    default: bool | float
+    doc: str = ""
+
+    def check(self, name: str, value: object) -> bool | float:
+        """The value as the option's own type, or an InputError."""
+        if isinstance(self.default, bool):
+            if isinstance(value, bool):
+                return value
+            raise InputError(f"{name} is a flag, not {value!r}", instead=f"write {name}=True or leave it out")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+            hint = f"the default is {self.default:g}"
+            raise InputError(f"{name} takes a number from 0 up, not {value!r}", instead=hint)
+        return float(value)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known name that `name` probably meant, as the end of an error message."""
+    known = list(known)
+    lower = {k.lower(): k for k in known}
+    close = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.5)
+    return f"did you mean {lower[close[0]]}?" if close else "choose one of " + ", ".join(known)
+
+
+class RuleType(ABCMeta):
+    """Lets `/` work on the class, so that `Adam / SGD(1e-5)` needs no parentheses behind Adam."""
+
+    def __truediv__(cls, other: object) -> Stack:
+        return Stack.of(cls) / other
+
+
+class Rule(ABC, metaclass=RuleType):
+    """Base of the rules. A subclass declares `Hyperparameter`s and `Option`s as class attributes, `lr` first,
+    and three pure functions; defining it registers it under its class name.
+
+    An instance is a level. Positional argument: `lr`. Keywords: hyperparameters (a number, or a number in
+    `fixed`, `learned`, `per_tensor`, `lin`, `log`, `square`, `logit`, or a `free` name), options, and `clip`:
+    True for cumulative-average clipping of the gradient that this level receives, or a list of transforms.
+    Instances are immutable, comparable and hashable, and print as the text form.
+    """
+
+    hyperparameters: ClassVar[Mapping[str, Hyperparameter]] = {}
+    options: ClassVar[Mapping[str, Option]] = {}
+    source: ClassVar[str] = ""
+
+    settings: Mapping[str, Setting]
+    chosen: Mapping[str, bool | float]
+    clip: tuple[Transform, ...]
+
+    def __init_subclass__(cls) -> None:
+        declared = vars(cls).items()
+        cls.hyperparameters = {**cls.hyperparameters, **{k: v for k, v in declared if isinstance(v, Hyperparameter)}}
+        cls.options = {**cls.options, **{k: v for k, v in declared if isinstance(v, Option)}}
+        register(RULES, cls.__name__, cls)
+
+    def __init__(self, *values: Value, **arguments: Any) -> None:
+        if len(values) > 1:
+            raise InputError(
+                f"{type(self).__name__} takes one positional argument, lr, not {len(values)}",
+                instead="name the others: " + ", ".join(f"{name}=..." for name in list(self.hyperparameters)[1:4]),
+            )
+        if values and "lr" in arguments:
+            raise InputError("lr is given twice", instead="give it once, by position or by name")
+        if values:
+            arguments = {"lr": values[0], **arguments}
+        checked = {name: self.check(name, value) for name, value in arguments.items()}
+        settings = {k: checked[k] for k in self.hyperparameters if k in checked}
+        chosen = {k: checked[k] for k, o in self.options.items() if k in checked and checked[k] != o.default}
+        object.__setattr__(self, "settings", MappingProxyType(settings))
+        object.__setattr__(self, "chosen", MappingProxyType(chosen))
+        object.__setattr__(self, "clip", checked.get("clip", ()))
+        for name, option in self.options.items():
+            object.__setattr__(self, name, chosen.get(name, option.default))
+
+    @classmethod
+    def check(cls, name: str, value: Any) -> Any:
+        """One argument in its canonical form, or an InputError that says what is wrong with it."""
+        if name == "clip":
+            return _as_transforms(value)
+        if name in cls.options:
+            return cls.options[name].check(name, value)
+        if name not in cls.hyperparameters:
+            known = [*cls.hyperparameters, *cls.options, "clip"]
+            raise InputError(f"{cls.__name__} has no {name!r}", instead=nearest(name, known))
+        setting = as_setting(value)
+        if not isinstance(setting.value, Free):
+            try:
+                cls.hyperparameters[name].resolve(setting)
+            except InputError as error:
+                what = f"{cls.__name__}'s {name}: {error.what}"
+                raise InputError(what, why=error.why, instead=error.instead) from None
+        return setting
+
+    @abstractmethod
+    def init(self, like: Tensor) -> State:
+        """The state before the first update, each entry elementwise: the shape, device and dtype of `like`."""
+
+    @abstractmethod
+    def coefficients(self, h: SimpleNamespace, t: Tensor) -> dict[str, Tensor]:
+        """The scalar algebra of step t (1 at the first): hyperparameter values -> what `update` needs.
+
+        `h.NAME` and `t` are 0-dim, or hold one number a tensor; the engine spreads those over the elements.
+        """
+
+    @abstractmethod
+    def update(self, g: Tensor, s: State, c: SimpleNamespace, p: Tensor | None) -> tuple[Tensor, State]:
+        """What to add to the parameters, and the next state: elementwise, in place of nothing.
+
+        `g` is the transformed gradient, `c.NAME` a coefficient, `p` the parameters where `reads_params`.
+        """
+
+    @property
+    def reads_params(self) -> bool:
+        """Whether `update` reads the parameters themselves (weight decay)."""
+        return "weight_decay" in self.hyperparameters and not self.off("weight_decay")
+
+    def off(self, name: str) -> bool:
+        """Whether a hyperparameter is fixed at 0, so that its part of the rule needs neither state nor time."""
+        setting = self.settings.get(name, Setting(self.hyperparameters[name].default))
+        return setting.value == 0 and not setting.learned
+
+    def resolve(self, lr: float | None = None) -> dict[str, Resolved]:
+        """Every hyperparameter with nothing left open; `lr` is the default rate that the stack asks for."""
+        defaults = {} if lr is None else {"lr": Setting(lr)}
+        return {k: h.resolve(self.settings.get(k, defaults.get(k))) for k, h in self.hyperparameters.items()}
+
+    @property
+    def free_names(self) -> tuple[str, ...]:
+        """The names that are still to be bound, each once."""
+        names = (s.value.name for s in self.settings.values() if isinstance(s.value, Free))
+        return tuple(dict.fromkeys(names))
+
+    def bind(self, values: Mapping[str, float]) -> Rule:
+        """This level with its free names replaced by numbers where `values` has them."""
+
+        def bound(s: Setting) -> Setting:
+            known = isinstance(s.value, Free) and s.value.name in values
+            return replace(s, value=as_setting(values[s.value.name]).value) if known else s  # type: ignore[union-attr]
+
+        return type(self)(**{k: bound(s) for k, s in self.settings.items()}, **self.chosen, clip=self.clip)
+
+    def __str__(self) -> str:
+        plain = self.clip == (Cumulative(),)
+        parts = [str(s) for k, s in self.settings.items() if k == "lr"]
+        parts += [k for k, v in self.chosen.items() if v is True] + ["clip"] * plain
+        parts += [f"{k}={s}" for k, s in self.settings.items() if k != "lr"]
+        parts += [f"{k}={v!r}" for k, v in self.chosen.items() if v is not True]
+        if self.clip and not plain:
+            parts.append(f"clip=[{', '.join(map(str, self.clip))}]")
+        return type(self).__name__ + (f"({', '.join(parts)})" if parts else "")
+
+    __repr__ = __str__
+
+    def _identity(self) -> tuple[object, ...]:
+        return type(self).__name__, tuple(self.settings.items()), tuple(self.chosen.items()), self.clip
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Rule) and self._identity() == other._identity()
+
+    def __hash__(self) -> int:
+        return hash(self._identity())
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"a level is immutable: make another one instead of setting {name}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), {**self.settings, **self.chosen, "clip": self.clip})
+
+    def __truediv__(self, other: object) -> Stack:
+        return Stack.of(self) / other
+
+
+def _rebuild(cls: type[Rule], arguments: dict[str, Any]) -> Rule:
+    return cls(**arguments)
+
+
+def _as_transforms(value: object) -> tuple[Transform, ...]:
+    if value is True:
+        return (Cumulative(),)
+    if value is False or value is None:
+        return ()
+    items = value if isinstance(value, (list, tuple)) else (value,)
+    made = tuple(item() if isinstance(item, type) and issubclass(item, Transform) else item for item in items)
+    for item in made:
+        if not isinstance(item, Transform):
+            raise InputError(f"{item!r} is no gradient transform", instead="write clip=True, or a list of transforms")
+    return made
+
+
+class Stack:
+    """An immutable tuple of levels, the primary one first; prints as the text form, compares and hashes.
+
+    An upper level whose rate is not given starts at `DEFAULT_RATIO` times the rate of the level below it:
+    `Adam / SGD` is `Adam(0.001) / SGD(1e-05)`.
+    """
+
+    DEFAULT_RATIO = 0.01
+    MAX_HEIGHT = 64
+
+    def __init__(self, levels: Iterable[Rule]) -> None:
+        self.levels = tuple(levels)
+        if not self.levels:
+            raise InputError("a stack needs at least one level", instead="write, for example: Adam / SGD(1e-5)")
+        if len(self.levels) > self.MAX_HEIGHT:
+            raise InputError(f"a stack of {len(self.levels)} levels", instead=f"use at most {self.MAX_HEIGHT}")
+
+    @classmethod
+    def of(cls, value: object) -> Stack:
+        """A stack from a stack, a level, or a rule class with all its defaults."""
+        if isinstance(value, Stack):
+            return value
+        if isinstance(value, type) and issubclass(value, Rule):
+            return cls([value()])
+        if isinstance(value, Rule):
+            return cls([value])
+        raise InputError(f"{value!r} is no level of a stack", instead="divide rules, as in Adam / SGD(1e-5)")
+
+    def resolve(self) -> list[dict[str, Resolved]]:
+        """For each level, every hyperparameter with nothing left open; unbound names are an InputError."""
+        if self.free_names:
+            names = ", ".join(self.free_names)
+            hint = "bind: " + ", ".join(f"{name}=NUMBER" for name in self.free_names)
+            raise InputError(f"this stack leaves {names} open", why=f"  {self}", instead=hint)
+        resolved: list[dict[str, Resolved]] = []
+        for level in self.levels:
+            below = resolved[-1]["lr"].value * self.DEFAULT_RATIO if resolved else None
+            resolved.append(level.resolve(None if below is None else float(f"{below:.12g}")))
+        return resolved
+
+    @property
+    def free_names(self) -> tuple[str, ...]:
+        """The names that are still to be bound, each once, from left to right."""
+        return tuple(dict.fromkeys(name for level in self.levels for name in level.free_names))
+
+    def bind(self, **values: float) -> Stack:
+        """This stack with free names replaced by numbers; a name that it does not have is an InputError."""
+        for name in values:
+            if name not in self.free_names:
+                hint = nearest(name, self.free_names) if self.free_names else "it has no free names"
+                raise InputError(f"this stack has no free name {name}", why=f"  {self}", instead=hint)
+        return Stack(level.bind(values) for level in self.levels)
+
+    def __truediv__(self, other: object) -> Stack:
+        return Stack(self.levels + Stack.of(other).levels)
+
+    def __len__(self) -> int:
+        return len(self.levels)
+
+    def __iter__(self) -> Iterator[Rule]:
+        return iter(self.levels)
+
+    def __getitem__(self, index: int) -> Rule:
+        return self.levels[index]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Stack) and self.levels == other.levels
+
+    def __hash__(self) -> int:
+        return hash(self.levels)
+
+    def __str__(self) -> str:
+        return " / ".join(map(str, self.levels))
+
+    __repr__ = __str__
