@@ -8,7 +8,21 @@ opt = hs.HyperOptimizer(model.parameters(), hs.Adam / hs.SGD(1e-5, clip=True))
 
 from hyperstack.dsl import parse
 from hyperstack.errors import HyperstackError, InputError, RunError, StackError
-from hyperstack.hyperparameter import Hyperparameter, fixed, free, learned, lin, log, logit, per_tensor, square
+from hyperstack.hyperparameter import (
+    NON_NEGATIVE,
+    POSITIVE,
+    UNIT,
+    Hyperparameter,
+    Interval,
+    fixed,
+    free,
+    learned,
+    lin,
+    log,
+    logit,
+    per_tensor,
+    square,
+)
 from hyperstack.optimizer import HyperOptimizer
 from hyperstack.rule import RULES, Option, Rule, Stack
 from hyperstack.rules import SGD, AdaGrad, Adam, RMSProp
@@ -17,15 +31,19 @@ from hyperstack.transforms import Cumulative as cumulative
 from hyperstack.version import __version__
 
 __all__ = [
+    "NON_NEGATIVE",
+    "POSITIVE",
     "RULES",
     "SGD",
     "TRANSFORMS",
+    "UNIT",
     "AdaGrad",
     "Adam",
     "HyperOptimizer",
     "Hyperparameter",
     "HyperstackError",
     "InputError",
+    "Interval",
     "Option",
     "RMSProp",
     "Rule",

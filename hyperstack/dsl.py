@@ -18,7 +18,7 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from hyperstack.errors import InputError, StackError
-from hyperstack.hyperparameter import MODIFIERS, Setting, free
+from hyperstack.hyperparameter import MODIFIERS, Setting, as_setting, free
 from hyperstack.rule import RULES, Rule, Stack, nearest
 from hyperstack.transforms import TRANSFORMS, Transform
 
@@ -61,22 +61,41 @@ class _Reader:
         elif len(text) > MAX_LENGTH:
             message = f"a stack has at most {MAX_LENGTH} characters, here are {len(text)}"
             self.mistakes.append((MAX_LENGTH, len(text), message))
+        elif strange := [i for i, c in enumerate(text) if not c.isprintable() and not c.isspace()]:
+            self.mistakes += [
+                (i, i + 1, f"the character U+{ord(text[i]):04X} has no place in a stack") for i in strange
+            ]
         elif "#" in text:
             self.mistakes.append((text.index("#"), len(text), "a stack has no comments"))
         if self.mistakes:
             return None
         self.offset = len(text) - len(text.lstrip())
-        self.line = " ".join(text.strip().splitlines())
+        self.line = "".join(" " if c.isspace() else c for c in text.strip())
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", SyntaxWarning)
+                warnings.simplefilter("ignore")
                 return ast.parse(self.line, mode="eval").body
         except SyntaxError as error:
-            start = max(0, (error.offset or 1) - 1)
-            self.mistakes.append((self.offset + start, self.offset + start + 1, _explain(error.msg)))
+            for late in self._late_arguments() if "positional argument follows" in error.msg else []:
+                self._note(late, _explain(error.msg))
+            if self.mistakes:
+                return None
+            start = (error.offset or len(self.line) + 1) - 1
+            end = max(start + 1, (error.end_offset or 0) - 1)
+            self.mistakes.append((self.offset + start, self.offset + end, _explain(error.msg)))
         except (ValueError, RecursionError, MemoryError, OverflowError, UnicodeError):
-            self.mistakes.append((0, len(text), "this is too deeply nested, or no text"))
+            self.mistakes.append((0, len(text), "this is too long or too deeply nested for a stack"))
         return None
+
+    def _late_arguments(self) -> list[ast.expr]:
+        """What stands by position behind name=value: Python refuses it, but reads it with < in the place of =."""
+        try:
+            tree = ast.parse(self.line.replace("=", "<"), mode="eval")
+        except SyntaxError:
+            return []
+        calls = [node.args for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        named = [next((i for i, a in enumerate(args) if isinstance(a, ast.Compare)), len(args)) for args in calls]
+        return [a for args, i in zip(calls, named, strict=True) for a in args[i:] if not isinstance(a, ast.Compare)]
 
     def _levels(self, node: ast.expr) -> list[ast.expr]:
         """The levels from left to right; iterative, because a tower may be high."""
@@ -111,7 +130,9 @@ class _Reader:
         if key == "clip":
             items = node.elts if isinstance(node, ast.List) else [node]
             literal = node.value if isinstance(node, ast.Constant) else None
-            return literal if isinstance(literal, bool) else [self._transform(item) for item in items]
+            if isinstance(literal, bool):
+                return literal
+            return [made for made in map(self._transform, items) if made is not None]
         if key in rule.options:
             return self._literal(node)
         if key in rule.hyperparameters:
@@ -141,7 +162,7 @@ class _Reader:
             try:
                 found[key] = read(key, value)
             except InputError as error:
-                self._note(place, ": ".join(part for part in (error.what, error.why, error.instead) if part))
+                self._note(place, _on_one_line(error))
         return found
 
     def _value(self, node: ast.expr) -> Setting | float:
@@ -154,8 +175,6 @@ class _Reader:
                 raise InputError(f"{name} takes one value", instead=f"write {name}(1e-3)")
             return MODIFIERS[name](self._value(node.args[0]))
         if isinstance(node, ast.Name):
-            if node.id in MODIFIERS or node.id in ("inf", "nan", "infinity") or node.id in RULES:
-                raise InputError(f"{node.id} is no number", instead="write a number, or a free name such as α")
             return free(node.id)
         number = self._literal(node)
         if isinstance(number, bool):
@@ -164,22 +183,26 @@ class _Reader:
 
     def _literal(self, node: ast.expr) -> float | bool:
         """A number, with a sign perhaps, or True or False; raises InputError."""
+        if isinstance(node, ast.Constant) and isinstance(node.value, bool):
+            return node.value
         sign = 1
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.UAdd)):
             sign, node = (-1 if isinstance(node.op, ast.USub) else 1), node.operand
-        if isinstance(node, ast.Constant) and isinstance(node.value, (bool, int, float)):
-            return node.value if isinstance(node.value, bool) else sign * node.value
+        if isinstance(node, ast.Constant) and isinstance(node.value, (int, float)) and not isinstance(node.value, bool):
+            as_setting(node.value)
+            return sign * node.value
         raise InputError("a number was expected", instead="write a number such as 1e-3")
 
-    def _transform(self, node: ast.expr) -> Transform:
-        """One gradient transform; raises InputError."""
+    def _transform(self, node: ast.expr) -> Transform | None:
+        """One gradient transform, or None with its mistakes noted."""
         name, arguments = self._call(node)
         if name is None or name.id not in TRANSFORMS:
             what = f"no gradient transform is called {name.id}" if name else "a gradient transform was expected"
-            raise InputError(what, instead=nearest(name.id if name else "", TRANSFORMS))
+            self._note(node, f"{what}: {nearest(name.id if name else '', TRANSFORMS)}")
+            return None
         cls = TRANSFORMS[name.id]
         known = {f.name: f for f in fields(cls)}
-        required = next((f.name for f in known.values() if f.default is MISSING), None)
+        required = [f.name for f in known.values() if f.default is MISSING]
         flags = [f.name for f in known.values() if isinstance(f.default, bool)]
 
         def read(key: str, value: ast.expr) -> float | bool:
@@ -192,8 +215,16 @@ class _Reader:
             return literal
 
         before = len(self.mistakes)
-        read_arguments = self._arguments(arguments, flags, required, read)
-        return cls(**read_arguments) if len(self.mistakes) == before else TRANSFORMS["cumulative"]()
+        found = self._arguments(arguments, flags, required[0] if required else None, read)
+        if missing := [name for name in required if name not in found]:
+            self._note(node, f"{cls.name} needs {' and '.join(missing)}")
+        if len(self.mistakes) > before:
+            return None
+        try:
+            return cls(**found)
+        except InputError as error:
+            self._note(node, _on_one_line(error))
+            return None
 
     def _call(self, node: ast.expr) -> tuple[ast.Name | None, ast.Call | None]:
         """The name and the arguments of `Name` or `Name(...)`."""
@@ -211,12 +242,18 @@ class _Reader:
         self.mistakes.append((start, end, message))
 
 
+def _on_one_line(error: InputError) -> str:
+    return ": ".join(part for part in (error.what, error.why, error.instead) if part)
+
+
 def _explain(message: str) -> str:
     """Python's word for a syntax error, where one of ours helps more."""
     if "positional argument follows keyword" in message:
         return "flags come before name=value: write clip=True here, or move it forward"
     if "unterminated string" in message or "string literal" in message:
         return "a stack holds no quoted text"
+    if message.startswith("Exceeds the limit"):
+        return "this whole number is too large: write it as a float"
     if "invalid syntax" in message or "Perhaps you forgot a comma" in message:
         return "this does not fit here: a stack reads Rule(...) / Rule(...)"
     return message.split(" (")[0]

@@ -11,7 +11,9 @@ into the domain: a hypergradient is the gradient with respect to the raw tensor.
 
 from __future__ import annotations
 
+import keyword
 import math
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -67,8 +69,8 @@ BIJECTIONS = {
         Bijection("square", torch.square, math.sqrt, POSITIVE),
         Bijection(
             "logit",
-            lambda raw: (torch.tanh(raw) + 1) / 2,
-            lambda value: math.atanh(2 * value - 1),
+            lambda raw: torch.sigmoid(2 * raw),  # the same, without cancellation near 0
+            lambda value: (math.log(value) - math.log1p(-value)) / 2,
             Interval(0.0, 1.0, low_open=True, high_open=True),
         ),
     )
@@ -82,8 +84,12 @@ class Free:
     name: str
 
     def __post_init__(self) -> None:
-        if not self.name.isidentifier():
-            raise InputError(f"{self.name!r} is no name", instead="use letters, digits and _, such as α")
+        name = unicodedata.normalize("NFKC", self.name)  # as Python reads identifiers: the micro sign is a mu
+        if not name.isidentifier() or keyword.iskeyword(name):
+            raise InputError(f"{name!r} is no name", instead="use letters, digits and _, such as α")
+        if name in MODIFIERS or name.lower() in ("inf", "nan", "infinity"):
+            raise InputError(f"{name} is no number", instead="write a number, or a free name such as α")
+        object.__setattr__(self, "name", name)
 
 
 @dataclass(frozen=True)

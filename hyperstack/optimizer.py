@@ -65,7 +65,7 @@ class HyperOptimizer(torch.optim.Optimizer):
         self._towers.append(_tower(group))
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update every level of every tower, then the parameters; returns what `closure` returns.
 
         closure: reevaluates the model with gradients and returns the loss, as in torch.optim. Parameters without
@@ -166,9 +166,10 @@ class HyperOptimizer(torch.optim.Optimizer):
                 self.state[params[i]] = bucket.views(position, params[i].shape)
 
     def _by_key(self, read: Callable[[Tower], dict[str, Tensor]]) -> dict[str, Tensor]:
-        return {f"{prefix}{k}": v for prefix, tower in self._prefixed() for k, v in read(tower).items()}
+        return {f"{prefix}{k}": v for prefix, tower in self.towers() for k, v in read(tower).items()}
 
-    def _prefixed(self) -> Iterator[tuple[str, Tower]]:
+    def towers(self) -> Iterator[tuple[str, Tower]]:
+        """The tower of each param group, with the prefix of its keys: "" for the first, then "group1." and so on."""
         for i, tower in enumerate(self._towers):
             yield (f"group{i}." if i else ""), tower
 

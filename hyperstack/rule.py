@@ -8,6 +8,8 @@ Adam / SGD(1e-5)                              a stack: Adam updates the network,
 from __future__ import annotations
 
 import difflib
+import sys
+import unicodedata
 from abc import ABC, ABCMeta, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -26,10 +28,19 @@ RULES: dict[str, type[Rule]] = {}
 
 @dataclass(frozen=True)
 class Option:
-    """A static choice of a rule, a flag or a number: never learned, part of the rule's identity."""
+    """A static choice of a rule, a flag or a number: never learned, part of the rule's identity.
+
+    Read on a level, it is the value that was chosen there.
+    """
 
     default: bool | float
     doc: str = ""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        object.__setattr__(self, "name", name)
+
+    def __get__(self, level: Rule | None, owner: type) -> Any:
+        return self if level is None else level.chosen.get(self.name, self.default)  # type: ignore[attr-defined]
 
     def check(self, name: str, value: object) -> bool | float:
         """The value as the option's own type, or an InputError."""
@@ -37,7 +48,7 @@ class Option:
             if isinstance(value, bool):
                 return value
             raise InputError(f"{name} is a flag, not {value!r}", instead=f"write {name}=True or leave it out")
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= sys.float_info.max:
             hint = f"the default is {self.default:g}"
             raise InputError(f"{name} takes a number from 0 up, not {value!r}", instead=hint)
         return float(value)
@@ -98,8 +109,6 @@ class Rule(ABC, metaclass=RuleType):
         object.__setattr__(self, "settings", MappingProxyType(settings))
         object.__setattr__(self, "chosen", MappingProxyType(chosen))
         object.__setattr__(self, "clip", checked.get("clip", ()))
-        for name, option in self.options.items():
-            object.__setattr__(self, name, chosen.get(name, option.default))
 
     @classmethod
     def check(cls, name: str, value: Any) -> Any:
@@ -112,7 +121,11 @@ class Rule(ABC, metaclass=RuleType):
             known = [*cls.hyperparameters, *cls.options, "clip"]
             raise InputError(f"{cls.__name__} has no {name!r}", instead=nearest(name, known))
         setting = as_setting(value)
-        if not isinstance(setting.value, Free):
+        if isinstance(setting.value, Free):
+            if setting.value.name in ("clip", *cls.options, *RULES):
+                what = f"{cls.__name__}'s {name}: {setting.value.name} is no number"
+                raise InputError(what, instead="write a number, or a free name such as α")
+        else:
             try:
                 cls.hyperparameters[name].resolve(setting)
             except InputError as error:
@@ -163,8 +176,12 @@ class Rule(ABC, metaclass=RuleType):
         """This level with its free names replaced by numbers where `values` has them."""
 
         def bound(s: Setting) -> Setting:
-            known = isinstance(s.value, Free) and s.value.name in values
-            return replace(s, value=as_setting(values[s.value.name]).value) if known else s  # type: ignore[union-attr]
+            if not isinstance(s.value, Free) or s.value.name not in values:
+                return s
+            number = as_setting(values[s.value.name])
+            if number != Setting(number.value) or isinstance(number.value, Free):
+                raise InputError(f"{s.value.name} is bound to a plain number, not to {number}")
+            return replace(s, value=number.value)
 
         return type(self)(**{k: bound(s) for k, s in self.settings.items()}, **self.chosen, clip=self.clip)
 
@@ -209,11 +226,15 @@ def _as_transforms(value: object) -> tuple[Transform, ...]:
     if value is False or value is None:
         return ()
     items = value if isinstance(value, (list, tuple)) else (value,)
-    made = tuple(item() if isinstance(item, type) and issubclass(item, Transform) else item for item in items)
-    for item in made:
-        if not isinstance(item, Transform):
+    made = []
+    for item in items:
+        try:
+            made.append(item() if isinstance(item, type) and issubclass(item, Transform) else item)
+        except TypeError:
+            raise InputError(f"{item.name} needs its arguments", instead=f"write {item.name}(...)") from None
+        if not isinstance(made[-1], Transform):
             raise InputError(f"{item!r} is no gradient transform", instead="write clip=True, or a list of transforms")
-    return made
+    return tuple(made)
 
 
 class Stack:
@@ -226,8 +247,13 @@ class Stack:
     DEFAULT_RATIO = 0.01
     MAX_HEIGHT = 64
 
+    levels: tuple[Rule, ...]
+
     def __init__(self, levels: Iterable[Rule]) -> None:
-        self.levels = tuple(levels)
+        object.__setattr__(self, "levels", tuple(levels))
+        for level in self.levels:
+            if not isinstance(level, Rule):
+                raise InputError(f"{level!r} is no level of a stack", instead="divide rules, as in Adam / SGD(1e-5)")
         if not self.levels:
             raise InputError("a stack needs at least one level", instead="write, for example: Adam / SGD(1e-5)")
         if len(self.levels) > self.MAX_HEIGHT:
@@ -261,13 +287,17 @@ class Stack:
         """The names that are still to be bound, each once, from left to right."""
         return tuple(dict.fromkeys(name for level in self.levels for name in level.free_names))
 
-    def bind(self, **values: float) -> Stack:
+    def bind(self, /, **values: float) -> Stack:
         """This stack with free names replaced by numbers; a name that it does not have is an InputError."""
+        values = {unicodedata.normalize("NFKC", name): value for name, value in values.items()}
         for name in values:
             if name not in self.free_names:
                 hint = nearest(name, self.free_names) if self.free_names else "it has no free names"
                 raise InputError(f"this stack has no free name {name}", why=f"  {self}", instead=hint)
         return Stack(level.bind(values) for level in self.levels)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"a stack is immutable: make another one instead of setting {name}")
 
     def __truediv__(self, other: object) -> Stack:
         return Stack(self.levels + Stack.of(other).levels)

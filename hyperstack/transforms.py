@@ -28,6 +28,7 @@ State = dict[str, "Tensor"]
 TRANSFORMS: dict[str, type[Transform]] = {}
 
 
+@dataclass(frozen=True)
 class Transform(ABC):
     """Base of the gradient transforms; subclasses are frozen dataclasses whose fields are their options."""
 
@@ -45,7 +46,7 @@ class Transform(ABC):
         """The transformed gradient, the next state, and the factor of each tensor."""
 
     def __str__(self) -> str:
-        changed = [(f.name, getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) != f.default]  # type: ignore[arg-type]
+        changed = [(f.name, getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) != f.default]
         inside = ", ".join(name if value is True else f"{name}={value!r}" for name, value in changed)
         return f"{self.name}({inside})" if inside else self.name
 

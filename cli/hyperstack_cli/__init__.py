@@ -1,0 +1,1 @@
+"""The command line of hyperstack: `main` finds the verbs, one file each, in `verbs`."""

