@@ -23,6 +23,7 @@ from hyperstack.rule import RULES, Rule, Stack, nearest
 from hyperstack.transforms import TRANSFORMS, Transform
 
 MAX_LENGTH = 10_000
+UNREADABLE = (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError)
 
 
 def parse(text: str) -> Stack:
@@ -62,9 +63,7 @@ class _Reader:
             message = f"a stack has at most {MAX_LENGTH} characters, here are {len(text)}"
             self.mistakes.append((MAX_LENGTH, len(text), message))
         elif strange := [i for i, c in enumerate(text) if not c.isprintable() and not c.isspace()]:
-            self.mistakes += [
-                (i, i + 1, f"the character U+{ord(text[i]):04X} has no place in a stack") for i in strange
-            ]
+            self.mistakes += [(i, i + 1, f"U+{ord(text[i]):04X} is no character of a stack") for i in strange]
         elif "#" in text:
             self.mistakes.append((text.index("#"), len(text), "a stack has no comments"))
         if self.mistakes:
@@ -72,9 +71,7 @@ class _Reader:
         self.offset = len(text) - len(text.lstrip())
         self.line = "".join(" " if c.isspace() else c for c in text.strip())
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                return ast.parse(self.line, mode="eval").body
+            return _python(self.line)
         except SyntaxError as error:
             for late in self._late_arguments() if "positional argument follows" in error.msg else []:
                 self._note(late, _explain(error.msg))
@@ -83,15 +80,15 @@ class _Reader:
             start = (error.offset or len(self.line) + 1) - 1
             end = max(start + 1, (error.end_offset or 0) - 1)
             self.mistakes.append((self.offset + start, self.offset + end, _explain(error.msg)))
-        except (ValueError, RecursionError, MemoryError, OverflowError, UnicodeError):
+        except UNREADABLE:
             self.mistakes.append((0, len(text), "this is too long or too deeply nested for a stack"))
         return None
 
     def _late_arguments(self) -> list[ast.expr]:
         """What stands by position behind name=value: Python refuses it, but reads it with < in the place of =."""
         try:
-            tree = ast.parse(self.line.replace("=", "<"), mode="eval")
-        except SyntaxError:
+            tree = _python(self.line.replace("=", "<"))
+        except UNREADABLE:
             return []
         calls = [node.args for node in ast.walk(tree) if isinstance(node, ast.Call)]
         named = [next((i for i, a in enumerate(args) if isinstance(a, ast.Compare)), len(args)) for args in calls]
@@ -242,6 +239,12 @@ class _Reader:
         self.mistakes.append((start, end, message))
 
 
+def _python(line: str) -> ast.expr:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what looks odd in Python: it is either right or a mistake here
+        return ast.parse(line, mode="eval").body
+
+
 def _on_one_line(error: InputError) -> str:
     return ": ".join(part for part in (error.what, error.why, error.instead) if part)
 
@@ -249,7 +252,7 @@ def _on_one_line(error: InputError) -> str:
 def _explain(message: str) -> str:
     """Python's word for a syntax error, where one of ours helps more."""
     if "positional argument follows keyword" in message:
-        return "flags come before name=value: write clip=True here, or move it forward"
+        return "flags come before name=value: move this forward, or write it as name=value"
     if "unterminated string" in message or "string literal" in message:
         return "a stack holds no quoted text"
     if message.startswith("Exceeds the limit"):

@@ -13,106 +13,86 @@ level's own last update:
     ĝ[0] = (∂U_0/∂h[0])ᵀ ∂L/∂θ        ĝ[k] = (∂U_k/∂h[k])ᵀ ĝ[k-1]
 
 No second backward pass through the network, and no graph that outlives a step. What U_k was a function of (the
-clipped gradient, the state before, h[k], and what it moved, where the rule reads that) is kept as plain tensors
-in the level's buckets, and `_pull` computes the product from them. On the way it finds the state *after* the
-update, which replaces the state before: so a tower keeps one copy of each state, and a saved tower resumes with
-the very hypergradient that the uninterrupted one would have had. At the first step nothing was updated yet, and
-every hypergradient is 0.
+clipped gradient, the state before, h[k], and what it moved, where the rule reads that) is kept as plain tensors,
+the record, from which the product is computed at the next step. That also yields the state *after* the update,
+which replaces the state before: so a tower keeps one copy of each state, and a saved tower resumes with the very
+hypergradient that the uninterrupted one would have had. At the first step nothing was updated yet, and every
+hypergradient is 0.
 
-Scalar algebra runs in float64, once a step; work on the size of the parameters sees finished coefficients.
-Nothing here waits for the device: there is no branch on a tensor's value.
+A step has three parts, each a pure function that a `Tape` records:
+
+    pull     block by block over the parameters: ∂L/∂θ -> its product with the derivative of U_0 by each coefficient
+    climb    scalars only: products -> hypergradients of all levels, then every level's update -> new coefficients
+    push     block by block: U_0 with the new coefficients
+
+Scalars are float64. Nothing waits for the device: there is no branch on a tensor's value.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from types import SimpleNamespace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hyperstack.buffers import Block, Bucket, scalar_dtype
-from hyperstack.hyperparameter import Resolved
-from hyperstack.rule import Rule, Stack
-
-
-class Level:
-    """One level of a tower: its rule, the raw tensors of its hyperparameters, and the buckets that it updates.
-
-    `raw` holds the learned hyperparameters one after another, `hypergradient` the gradient that each received
-    at the last step, before clipping; `factor` (by which it was clipped) and `nonfinite` (how many steps left
-    it out) hold one number a hyperparameter. `count` is the number of tensors that the level updates.
-    """
-
-    def __init__(self, rule: Rule, resolved: dict[str, Resolved], count: int, device: torch.device) -> None:
-        self.rule, self.resolved = rule, resolved
-        dtype = scalar_dtype(device)
-        self.learned = [name for name, r in resolved.items() if r.learned]
-        self.shapes: list[tuple[int, ...]] = [(count,) if resolved[n].per_tensor else () for n in self.learned]
-        self.sizes = [torch.Size(shape).numel() for shape in self.shapes]
-        starts = [resolved[n].bijection.to_raw(resolved[n].value) for n in self.learned]
-        spread = [start for start, size in zip(starts, self.sizes, strict=True) for _ in range(size)]
-        self.raw = torch.tensor(spread, dtype=dtype, device=device)
-        self.fixed = {
-            name: torch.tensor(r.value, dtype=dtype, device=device) for name, r in resolved.items() if not r.learned
-        }
-        self.hypergradient = torch.zeros_like(self.raw)
-        self.factor = torch.ones(len(self.learned), dtype=dtype, device=device)
-        self.nonfinite = torch.zeros_like(self.factor)
-        self.buckets: list[Bucket] = []
-
-    def split(self, flat: Tensor) -> dict[str, Tensor]:
-        """A flat tensor over the learned hyperparameters as one tensor a name."""
-        parts = flat.split(self.sizes)
-        return {n: p.view(s) for n, p, s in zip(self.learned, parts, self.shapes, strict=True)}
-
-    def values(self, raw: Tensor, schedule: float | Tensor = 1.0) -> SimpleNamespace:
-        """Every hyperparameter in natural units, the rate times the schedule factor."""
-        learned = {name: self.resolved[name].bijection.to_value(part) for name, part in self.split(raw).items()}
-        values = {name: learned[name] if name in learned else self.fixed[name] for name in self.resolved}
-        if isinstance(schedule, Tensor) or schedule != 1.0:
-            values["lr"] = values["lr"] * schedule
-        return SimpleNamespace(**values)
-
-    def coefficients(self, values: SimpleNamespace, bucket: Bucket) -> dict[str, Tensor]:
-        """The coefficients of a bucket's step, in the dtype of its buffers: 0-dim, or one a tensor of the bucket."""
-        if any(v.dim() for v in vars(values).values()):
-            chosen = torch.as_tensor(bucket.index, device=self.raw.device)
-            values = SimpleNamespace(**{k: v[chosen] if v.dim() else v for k, v in vars(values).items()})
-        found = self.rule.coefficients(values, bucket.step)
-        return {name: c.to(bucket.grad.device, bucket.grad.dtype) for name, c in found.items()}
-
-    def update(self, bucket: Bucket, block: Block, coefficients: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The rule on one block of a bucket: what to add, and the state after."""
-        here = block.range
-        c = {n: block.segments.expand(x[block.tensors]) if x.dim() else x for n, x in coefficients.items()}
-        state = {name: flat[here] for name, flat in bucket.state.items()}
-        params = None if bucket.params is None else bucket.params[here]
-        delta, after = self.rule.update(bucket.grad[here], state, SimpleNamespace(**c), params)
-        if bucket.applied is not None:
-            moved = block.segments.expand(bucket.applied)
-            delta = torch.where(moved, delta, 0.0)
-            after = {name: torch.where(moved, new, state[name]) for name, new in after.items()}
-        return delta, after
+from hyperstack.buffers import Block, Bucket
+from hyperstack.level import Level, Tensors
+from hyperstack.rule import Stack
+from hyperstack.tape import Tape
 
 
 class Tower:
-    """A stack at work on a list of tensors: its hyperparameters, their states, and the record of the last step."""
+    """A stack at work on a list of tensors: its hyperparameters, their states, and the record of the last step.
+
+    `cells` holds everything of size one, or one a hyperparameter, by name: for each level k
+
+        k.raw, k.hypergradient, k.factor, k.nonfinite    the hyperparameters, the gradient that each received at the
+                                                         last step before clipping, the factor by which it was
+                                                         clipped, and how many steps left it out
+        k.grad, k.step, k.applied, k.params,             (k > 0) the record of level k's last update, which moved
+        k.state.NAME, k.clip.I.NAME                      level k-1's raw tensor; `applied`: which parts it moved
+
+    and `schedule`, the factor that multiplied the primary rate. `buckets` hold what is as large as the parameters.
+    """
 
     def __init__(self, stack: Stack, tensors: Sequence[Tensor], nonfinite: str = "skip") -> None:
         self.stack, self.nonfinite = stack, nonfinite
-        self.schedule: float | Tensor = 1.0
+        self.buckets: list[Bucket] = []
         self.levels: list[Level] = []
-        count = len(tensors)
+        self.cells: Tensors = {}
+        self._tapes: dict[Any, Tape] = {}
+        count, device = len(tensors), tensors[0].device
         for rule, resolved in zip(stack, stack.resolve(), strict=True):
-            level = Level(rule, resolved, count, tensors[0].device)
-            if self.levels:
-                below = self.levels[-1]
-                skips = nonfinite == "skip"
-                level.buckets = [Bucket.of_hyperparameters(rule, below.raw, below.shapes, skips)]
-            self.levels.append(level)
-            count = len(level.learned)
+            self.levels.append(Level(rule, resolved, count, device))
+            count = len(self.levels[-1].learned)
+        for k in range(len(self.levels)):
+            self.cells.update(self._new_cells(k))
+        self.cells["schedule"] = torch.ones((), dtype=self.levels[0].dtype, device=device)
+        self._schedule: float = 1.0  # what `cells` holds as a tensor
+
+    def _new_cells(self, k: int) -> Tensors:
+        level = self.levels[k]
+        raw = level.start()
+        each = torch.ones(len(level.learned), dtype=raw.dtype, device=raw.device)
+        cells = {
+            "raw": raw,
+            "hypergradient": torch.zeros_like(raw),
+            "factor": each,
+            "nonfinite": torch.zeros_like(each),
+        }
+        if k:
+            below = self.levels[k - 1]
+            like = torch.zeros_like(below.start())
+            count = torch.zeros(len(below.learned), dtype=raw.dtype, device=raw.device)
+            cells.update(grad=like, step=count, applied=torch.zeros_like(count, dtype=torch.bool))
+            if level.rule.reads_params:
+                cells["params"] = like.clone()
+            cells.update({f"state.{name}": x for name, x in level.rule.init(like).items()})
+            for i, transform in enumerate(level.rule.clip):
+                cells.update({f"clip.{i}.{name}": x for name, x in transform.init(below.segments, like).items()})
+        return {f"{k}.{name}": cell for name, cell in cells.items()}
 
     @property
     def measures(self) -> bool:
@@ -121,7 +101,7 @@ class Tower:
 
     @torch.no_grad()
     def step(self, tensors: Sequence[Tensor], grads: Sequence[Tensor | None], schedule: float | Tensor = 1.0) -> None:
-        """Update `tensors` in place, and before them every level of the tower, from their gradients.
+        """Update every level of the tower, and then `tensors` in place, from their gradients.
 
         A tensor whose gradient is None is left where it is, and so is its state; `schedule` multiplies the
         primary level's rate. Without any gradient nothing happens at all.
@@ -129,183 +109,259 @@ class Tower:
         if all(g is None for g in grads):
             return
         self._arrange(tensors, grads)
-        if self.measures:
-            cotangents: Sequence[Tensor | None] = grads
-            for level in self.levels:
-                level.hypergradient = self._pull(level, cotangents)
-                cotangents = [level.hypergradient]
-        self.schedule = schedule
-        for upper, below in zip(reversed(self.levels[1:]), reversed(self.levels[:-1]), strict=True):
-            self._push(upper, upper.buckets[0], [below.raw], [below.hypergradient], below)
-        for bucket in self.levels[0].buckets:
-            if grads[bucket.index[0]] is not None:
-                chosen = [grads[i] for i in bucket.index]
-                self._push(self.levels[0], bucket, [tensors[i] for i in bucket.index], chosen)  # type: ignore[arg-type]
+        inputs = {**self.cells, "next schedule": self._schedule_cell(schedule)}
+        measured, moving = [], []
+        for b, bucket in enumerate(self.buckets):
+            inputs[f"bucket.{b}.step"] = bucket.step
+            gradients = bucket.pick(grads)
+            if bucket.pending:
+                products = self._pull(bucket, gradients)
+                inputs.update({f"bucket.{b}.product.{name}": x for name, x in products.items()})
+                measured += [b] if products else []
+            moving += [b] if gradients else []
+        climb = self._tape(("climb", *measured, "moving", *moving), partial(self._climb, measured, moving))
+        outputs = climb(inputs)
+        self.cells = {name: outputs[name] for name in self.cells}
+        for b in moving:
+            bucket = self.buckets[b]
+            bucket.step.copy_(outputs[f"bucket.{b}.step"])
+            bucket.coefficients = section(outputs, f"bucket.{b}.coefficient.")
+            self._push(bucket, bucket.pick(tensors) or [], bucket.pick(grads) or [])
+
+    def _schedule_cell(self, schedule: float | Tensor) -> Tensor:
+        """The schedule factor as a tensor, a new one only where it changed."""
+        cell = self.cells["schedule"]
+        if isinstance(schedule, Tensor):
+            return schedule.to(cell).reshape(())
+        if schedule != self._schedule:
+            self._schedule, cell = schedule, torch.full_like(cell, schedule)
+        return cell
+
+    def _tape(self, key: tuple[Any, ...], function: Callable[[Tensors], Tensors]) -> Tape:
+        if key not in self._tapes:
+            self._tapes[key] = Tape(function)
+        return self._tapes[key]
 
     def _arrange(self, tensors: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
         """Make every bucket one whose tensors all have a gradient, or all have none."""
-        primary = self.levels[0]
-        known: set[int] = set()
-        for bucket in list(primary.buckets):
-            known.update(bucket.index)
-            with_grad = [i for i, t in enumerate(bucket.index) if grads[t] is not None]
-            if with_grad and len(with_grad) < len(bucket.index):
-                without = [i for i, t in enumerate(bucket.index) if grads[t] is None]
-                at = primary.buckets.index(bucket)
-                parts = [bucket.part(keep, primary.rule, tensors) for keep in (with_grad, without)]
-                primary.buckets[at : at + 1] = parts
+        rule, scalar = self.levels[0].rule, self.levels[0].dtype
+        arranged: list[Bucket] = []
+        for bucket in self.buckets:
+            places = range(len(bucket.index))
+            groups = [[i for i in places if (grads[bucket.index[i]] is None) is absent] for absent in (False, True)]
+            arranged += [bucket.part(keep, tensors) for keep in groups] if all(groups) else [bucket]
+        known = {i for bucket in arranged for i in bucket.index}
         fresh: dict[tuple[torch.device, torch.dtype], list[int]] = {}
         for i, (tensor, grad) in enumerate(zip(tensors, grads, strict=True)):
             if grad is not None and i not in known:
                 fresh.setdefault((tensor.device, tensor.dtype), []).append(i)
-        for index in fresh.values():
-            primary.buckets.append(Bucket.of_parameters(primary.rule, index, [tensors[i] for i in index]))
+        arranged += [Bucket(rule, index, [tensors[i] for i in index], scalar) for index in fresh.values()]
+        if arranged != self.buckets:
+            self.buckets = arranged
+            self._tapes.clear()
 
-    def _pull(self, level: Level, cotangents: Sequence[Tensor | None]) -> Tensor:
-        """The hypergradient of a level: its last update's Jacobian, transposed, times the cotangents of what it moved.
+    # -- the parameters: pull and push -------------------------------------------------------------------------
 
-        Brings the state of the level's buckets from before that update to after it. A bucket without a cotangent
-        (its parameters have no gradient in this step) adds nothing.
+    def _pull(self, bucket: Bucket, cotangents: list[Tensor] | None) -> Tensors:
+        """The products of cotangents with the derivative of a bucket's last update by each coefficient.
+
+        Brings the bucket's state up to date; without cotangents (no gradient in this step) only that.
         """
-        outputs: list[Tensor] = []
-        products: list[Tensor] = []
+        total: Tensors = {}
+        for block in bucket.blocks:
+            inputs = self._block_inputs(bucket, block)
+            if cotangents:
+                inputs["cotangent"] = block.gather(cotangents, bucket.dtype)
+            outputs = self._block_tape(bucket, block, "pull" if cotangents else "advance", self._pull_block)(inputs)
+            bucket.write_state(block, outputs)
+            products = section(outputs, "product.")
+            total = {name: total[name] + x for name, x in products.items()} if total else products
+        bucket.pending = False
+        return total
+
+    def _pull_block(self, block: Block, inputs: Tensors) -> Tensors:
+        level = self.levels[0]
+        leaves = {name: inputs[f"coefficient.{name}"].detach().requires_grad_() for name in level.depends}
         with torch.enable_grad():
-            raw = level.raw.detach().requires_grad_()
-            values = level.values(raw, self.schedule if level is self.levels[0] else 1.0)
-            for bucket in level.buckets:
-                if bucket.pending:
-                    coefficients = level.coefficients(values, bucket)
-                    outputs += [c for c in coefficients.values() if c.requires_grad]
-                    moved = bucket.index if level is self.levels[0] else [0]
-                    products += self._through(level, bucket, coefficients, [cotangents[i] for i in moved])
-                    bucket.pending = False
-            if not outputs:
-                return torch.zeros_like(level.raw)
-            return torch.autograd.grad(outputs, raw, products)[0]
+            delta, after = self._update_block(block, inputs, leaves)
+            outputs = {f"state.{name}": x.detach() for name, x in after.items()}
+            if "cotangent" in inputs and delta.requires_grad:
+                wanted = list(leaves.values())
+                found = torch.autograd.grad(delta, wanted, inputs["cotangent"], materialize_grads=True)
+                outputs.update({f"product.{name}": x for name, x in zip(leaves, found, strict=True)})
+        return outputs
 
-    def _through(
-        self, level: Level, bucket: Bucket, coefficients: dict[str, Tensor], cotangents: Sequence[Tensor | None]
-    ) -> list[Tensor]:
-        """Block by block: the product for each coefficient that depends on the raw tensors, and the state after."""
-        leaves = {n: c.detach().requires_grad_(c.requires_grad) for n, c in coefficients.items()}
-        wanted = [leaf for leaf in leaves.values() if leaf.requires_grad]
-        products = [torch.zeros_like(leaf) for leaf in wanted]
-        measured = bool(wanted) and cotangents[0] is not None
+    def _push(self, bucket: Bucket, tensors: list[Tensor], gradients: list[Tensor]) -> None:
+        """Record a bucket's new gradient, transformed, and move its tensors by the rule."""
         for block in bucket.blocks:
-            with torch.set_grad_enabled(measured):
-                delta, after = level.update(bucket, block, leaves)
-            if measured and delta.requires_grad:
-                cotangent = block.gather(cotangents, delta.dtype)  # type: ignore[arg-type]
-                found = torch.autograd.grad(delta, wanted, cotangent, materialize_grads=True)
-                products = [p + f for p, f in zip(products, found, strict=True)]
-            for name, flat in bucket.state.items():
-                flat[block.range].copy_(after[name].detach())
-        return products
-
-    def _push(
-        self,
-        level: Level,
-        bucket: Bucket,
-        tensors: Sequence[Tensor],
-        gradients: Sequence[Tensor],
-        below: Level | None = None,
-    ) -> None:
-        """One update of a bucket: transform its new gradient, record it, and move its tensors."""
+            bucket.flats["grad"][block.range].copy_(block.gather(gradients, bucket.dtype))
+            if "params" in bucket.flats:
+                bucket.flats["params"][block.range].copy_(block.gather(tensors, bucket.dtype))
+        bucket.transform()
         for block in bucket.blocks:
-            bucket.grad[block.range].copy_(block.gather(gradients, bucket.grad.dtype))
-        if below is not None:
-            self._guard(bucket, below)
-        self._transform(level, bucket, below)
-        bucket.step += 1 if bucket.applied is None else bucket.applied
-        values = level.values(level.raw, self.schedule if below is None else 1.0)
-        coefficients = level.coefficients(values, bucket)
-        for block in bucket.blocks:
-            if bucket.params is not None:
-                bucket.params[block.range].copy_(block.gather(tensors, bucket.grad.dtype))
-            delta, after = level.update(bucket, block, coefficients)
-            block.add(tensors, delta)
+            inputs = self._block_inputs(bucket, block)
+            outputs = self._block_tape(bucket, block, "push", self._push_block)(inputs)
+            block.add(tensors, outputs["delta"])
             if not self.measures:
-                for name, flat in bucket.state.items():
-                    flat[block.range].copy_(after[name])
+                bucket.write_state(block, outputs)
         bucket.pending = self.measures
 
-    def _guard(self, bucket: Bucket, below: Level) -> None:
-        """Leave out of this step every hyperparameter whose hypergradient is not finite, and count it."""
-        finite = torch.isfinite(bucket.segments.norm(bucket.grad))
-        below.nonfinite += ~finite
-        if bucket.applied is not None:
-            bucket.applied.copy_(finite)
-            bucket.grad.copy_(torch.where(bucket.segments.expand(finite), bucket.grad, 0.0))
+    def _push_block(self, block: Block, inputs: Tensors) -> Tensors:
+        delta, after = self._update_block(block, inputs, {})
+        return {"delta": delta, **({} if self.measures else {f"state.{name}": x for name, x in after.items()})}
 
-    def _transform(self, level: Level, bucket: Bucket, below: Level | None) -> None:
-        """The level's gradient transforms, in order, on the gradient in the bucket's record."""
-        total = None
-        for transform, state in zip(level.rule.clip, bucket.transforms, strict=True):
-            gradient, after, factor = transform.apply(bucket.grad, state, bucket.segments)
-            bucket.grad.copy_(gradient)
-            total = factor if total is None else total * factor
-            for name, tensor in state.items():
-                new = after[name]
-                tensor.copy_(new if bucket.applied is None else torch.where(bucket.applied, new, tensor))
-        if below is not None and total is not None:
-            below.factor = total
+    def _update_block(self, block: Block, inputs: Tensors, leaves: Tensors) -> tuple[Tensor, Tensors]:
+        coefficients = {**section(inputs, "coefficient."), **leaves}
+        state, params = section(inputs, "state."), inputs.get("params")
+        return self.levels[0].update(inputs["grad"], state, coefficients, params, block.segments)
 
-    def hyperparameters(self) -> dict[str, Tensor]:
+    def _block_inputs(self, bucket: Bucket, block: Block) -> Tensors:
+        inputs = {name: flat[block.range] for name, flat in bucket.flats.items()}
+        for name, c in bucket.coefficients.items():
+            inputs[f"coefficient.{name}"] = c[block.tensors] if c.dim() else c
+        return inputs
+
+    def _block_tape(
+        self, bucket: Bucket, block: Block, what: str, function: Callable[[Block, Tensors], Tensors]
+    ) -> Tape:
+        """Blocks of one length share a tape, unless they hold different tensors with numbers of their own."""
+        spread = any(c.dim() for c in bucket.coefficients.values())
+        kind = (self.buckets.index(bucket), block.range.start) if spread else (bucket.dtype, block.segments.total)
+        return self._tape((what, *kind, bucket.flats["grad"].device), partial(function, block))
+
+    # -- the scalars: climb ------------------------------------------------------------------------------------
+
+    def _climb(self, measured: list[int], moving: list[int], x: Tensors) -> Tensors:
+        """Every hypergradient, level by level upward, then every update downward: new cells and coefficients."""
+        out = {name: x[name] for name in self.cells}
+        if self.measures:
+            self._measure_primary(measured, x, out)
+        for k in range(1, len(self.levels)):
+            self._measure(k, x, out)
+        for k in reversed(range(1, len(self.levels))):
+            self._move(k, x, out)
+        out["schedule"] = x["next schedule"]
+        level = self.levels[0]
+        values = level.values(out["0.raw"], out["schedule"])
+        for b in moving:
+            step = out[f"bucket.{b}.step"] = x[f"bucket.{b}.step"] + 1
+            for name, c in level.coefficients(values, step, self.buckets[b].index).items():
+                like = self.buckets[b].flats["grad"]
+                out[f"bucket.{b}.coefficient.{name}"] = c.to(like.device, like.dtype)
+        return out
+
+    def _measure_primary(self, measured: list[int], x: Tensors, out: Tensors) -> None:
+        """ĝ[0] from the products of the buckets."""
+        level = self.levels[0]
+        outputs, products = [], []
+        with torch.enable_grad():
+            raw = x["0.raw"].detach().requires_grad_()
+            values = level.values(raw, x["schedule"])
+            for b in measured:
+                found = level.coefficients(values, x[f"bucket.{b}.step"], self.buckets[b].index)
+                outputs += [found[name] for name in level.depends]
+                products += [x[f"bucket.{b}.product.{name}"].to(found[name]) for name in level.depends]
+            out["0.hypergradient"] = _gradient(outputs, raw, products)
+
+    def _measure(self, k: int, x: Tensors, out: Tensors) -> None:
+        """ĝ[k] from ĝ[k-1] through level k's last update, whose state after it is found on the way."""
+        segments = self.levels[k - 1].segments
+        moved = segments.expand(x[f"{k}.applied"])
+        with torch.enable_grad():
+            raw = x[f"{k}.raw"].detach().requires_grad_()
+            delta, after = self._update(k, raw, x)
+            cotangent = torch.where(moved, out[f"{k - 1}.hypergradient"], 0.0)
+            out[f"{k}.hypergradient"] = _gradient([delta], raw, [cotangent])
+        for name, new in after.items():
+            out[f"{k}.state.{name}"] = torch.where(moved, new.detach(), x[f"{k}.state.{name}"])
+
+    def _move(self, k: int, x: Tensors, out: Tensors) -> None:
+        """Level k's update of level k-1's raw tensor by its hypergradient, guarded and transformed."""
+        below = self.levels[k - 1]
+        grad, segments = out[f"{k - 1}.hypergradient"], below.segments
+        finite = torch.isfinite(segments.norm(grad))
+        out[f"{k - 1}.nonfinite"] = x[f"{k - 1}.nonfinite"] + ~finite
+        applied = finite if self.nonfinite == "skip" else torch.ones_like(finite)
+        moved = segments.expand(applied)
+        grad = torch.where(moved, grad, 0.0)
+        for i, transform in enumerate(self.levels[k].rule.clip):
+            before = section(x, f"{k}.clip.{i}.")
+            grad, after, factor = transform.apply(grad, before, segments)
+            out[f"{k - 1}.factor"] = out[f"{k - 1}.factor"] * factor if i else factor
+            for name, new in after.items():
+                out[f"{k}.clip.{i}.{name}"] = torch.where(applied, new, before[name])
+        out[f"{k}.grad"], out[f"{k}.applied"] = grad, applied
+        out[f"{k}.step"] = x[f"{k}.step"] + applied
+        if self.levels[k].rule.reads_params:
+            out[f"{k}.params"] = x[f"{k - 1}.raw"]
+        delta, _ = self._update(k, out[f"{k}.raw"], out)
+        out[f"{k - 1}.raw"] = x[f"{k - 1}.raw"] + torch.where(moved, delta, 0.0)
+
+    def _update(self, k: int, raw: Tensor, record: Tensors) -> tuple[Tensor, Tensors]:
+        """Level k's rule on its record: what to add to level k-1's raw tensor, and the state after."""
+        level = self.levels[k]
+        # A part that was never moved has step 0, where coefficients may be infinite; what comes of it is masked.
+        coefficients = level.coefficients(level.values(raw), record[f"{k}.step"].clamp(min=1))
+        state, params = section(record, f"{k}.state."), record.get(f"{k}.params")
+        return level.update(record[f"{k}.grad"], state, coefficients, params, self.levels[k - 1].segments)
+
+    # -- what people see ---------------------------------------------------------------------------------------
+
+    def hyperparameters(self) -> Tensors:
         """Every hyperparameter in use, in natural units, by "LEVEL.NAME": copies."""
-        return self._read(lambda level: vars(level.values(level.raw)))
+        return self._read(lambda k, level: vars(level.values(self.cells[f"{k}.raw"])))
 
-    def hypergradients(self) -> dict[str, Tensor]:
+    def hypergradients(self) -> Tensors:
         """What each raw tensor received at the last step, before clipping; 0 where it is fixed."""
-        return self._read(lambda level: level.split(level.hypergradient))
+        return self._read(lambda k, level: level.split(self.cells[f"{k}.hypergradient"]))
 
-    def clip_factors(self) -> dict[str, Tensor]:
+    def clip_factors(self) -> Tensors:
         """The factor that the level above applied to each hypergradient at the last step."""
-        return self._read(lambda level: dict(zip(level.learned, level.factor, strict=True)), 1.0)
+        return self._read(lambda k, level: dict(zip(level.learned, self.cells[f"{k}.factor"], strict=True)), 1.0)
 
-    def nonfinite_counts(self) -> dict[str, Tensor]:
+    def nonfinite_counts(self) -> Tensors:
         """How many steps each hyperparameter was left out of."""
-        return self._read(lambda level: dict(zip(level.learned, level.nonfinite, strict=True)))
+        return self._read(lambda k, level: dict(zip(level.learned, self.cells[f"{k}.nonfinite"], strict=True)))
 
-    def _read(self, read: Callable[[Level], dict[str, Tensor]], missing: float = 0.0) -> dict[str, Tensor]:
+    def _read(self, read: Callable[[int, Level], Tensors], missing: float = 0.0) -> Tensors:
         """One reading of every hyperparameter in use (not fixed at 0), by key."""
         found = {}
         for k, level in enumerate(self.levels):
-            readings = read(level)
+            readings = read(k, level)
             for name in level.resolved:
-                if level.rule.off(name):
-                    continue
-                if name in readings:
+                if name in readings and not level.rule.off(name):
                     found[f"{k}.{name}"] = readings[name].clone()
-                else:
+                elif not level.rule.off(name):
                     found[f"{k}.{name}"] = torch.full_like(level.fixed[name], missing)
         return found
 
     def export(self) -> dict[str, Any]:
         """The whole tower as tensors and plain values; the tensors are the live ones."""
-        levels = [
-            {
-                "raw": level.raw,
-                "hypergradient": level.hypergradient,
-                "factor": level.factor,
-                "nonfinite": level.nonfinite,
-                "buckets": [bucket.export() for bucket in level.buckets],
-            }
-            for level in self.levels
-        ]
-        return {"stack": str(self.stack), "nonfinite": self.nonfinite, "schedule": self.schedule, "levels": levels}
+        buckets = [bucket.export() for bucket in self.buckets]
+        return {"stack": str(self.stack), "cells": dict(self.cells), "buckets": buckets}
 
     @torch.no_grad()
     def restore(self, saved: dict[str, Any], tensors: Sequence[Tensor]) -> None:
         """Take over what `export` returned, for the same stack and tensors of the same shapes: a copy."""
-        self.schedule = saved["schedule"]
-        for level, theirs in zip(self.levels, saved["levels"], strict=True):
-            for name in ("raw", "hypergradient", "factor", "nonfinite"):
-                setattr(level, name, theirs[name].to(level.raw.device, level.raw.dtype).clone())
-        primary, theirs = self.levels[0], saved["levels"][0]
-        primary.buckets = [
-            Bucket.of_parameters(primary.rule, list(b["index"]), [tensors[i] for i in b["index"]])
-            for b in theirs["buckets"]
-        ]
-        for level, theirs in zip(self.levels, saved["levels"], strict=True):
-            for bucket, record in zip(level.buckets, theirs["buckets"], strict=True):
-                bucket.restore(record)
+        self.cells = {name: saved["cells"][name].to(cell.device, copy=True) for name, cell in self.cells.items()}
+        self._schedule = float("nan")  # unknown without asking the device
+        self.buckets = []
+        for record in saved["buckets"]:
+            chosen = [tensors[i] for i in record["index"]]
+            bucket = Bucket(self.levels[0].rule, list(record["index"]), chosen, self.levels[0].dtype)
+            bucket.restore(record)
+            self.buckets.append(bucket)
+        self._tapes.clear()
+
+
+def _gradient(outputs: list[Tensor], raw: Tensor, cotangents: list[Tensor]) -> Tensor:
+    """The product of cotangents with the derivative of `outputs` by `raw`; 0 where nothing depends on it."""
+    pairs = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if o.requires_grad]
+    if not pairs:
+        return torch.zeros_like(raw)
+    return torch.autograd.grad([o for o, _ in pairs], raw, [c for _, c in pairs])[0]
+
+
+def section(tensors: Tensors, prefix: str) -> Tensors:
+    """The tensors whose name begins with `prefix`, by the rest of their name."""
+    return {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}

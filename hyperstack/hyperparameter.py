@@ -179,7 +179,7 @@ MODIFIERS = {f.__name__: f for f in (fixed, learned, per_tensor, lin, log, squar
 def _wish(name: str, value: Value, **change: str | bool) -> Setting:
     setting = as_setting(value)
     for field in change:
-        if getattr(setting, field) not in (None, False):
+        if getattr(setting, field) != getattr(Setting(setting.value), field):
             raise InputError(
                 f"{name}({setting}) asks twice for the same thing",
                 instead="name at most one bijection, one of fixed and learned, and per_tensor once",

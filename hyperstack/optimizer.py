@@ -83,9 +83,9 @@ class HyperOptimizer(torch.optim.Optimizer):
                     instead="make the embedding dense (sparse=False), or give it to an optimizer of its own",
                 )
         for tower, group, found in zip(self._towers, self.param_groups, grads, strict=True):
-            before = tower.levels[0].buckets[:]
+            before = tower.buckets
             tower.step(group["params"], found, group["lr"])
-            if before != tower.levels[0].buckets:
+            if before is not tower.buckets:
                 self._show_state(tower, group["params"])
         return loss
 
@@ -161,7 +161,7 @@ class HyperOptimizer(torch.optim.Optimizer):
 
     def _show_state(self, tower: Tower, params: list[Tensor]) -> None:
         """Let `state[p]` show each parameter's part of the flat buffers, as torch's optimizers do."""
-        for bucket in tower.levels[0].buckets:
+        for bucket in tower.buckets:
             for position, i in enumerate(bucket.index):
                 self.state[params[i]] = bucket.views(position, params[i].shape)
 
@@ -212,7 +212,7 @@ def _refuse_foreign(ours: dict[str, Any], theirs: dict[str, Any], tower: dict[st
             why=f"  group {i} of the state:     {theirs['stack']}\n  group {i} of the optimizer: {ours['stack']}",
             instead="make the optimizer with the stack of the state",
         )
-    for bucket in tower["levels"][0]["buckets"]:
+    for bucket in tower["buckets"]:
         sizes = sum(ours["params"][k].numel() for k in bucket["index"] if k < len(ours["params"]))
-        if sizes != bucket["flat.grad"].numel():
+        if sizes != bucket["flats"]["grad"].numel():
             raise InputError("this state belongs to parameters of other shapes", instead="load it for the same model")

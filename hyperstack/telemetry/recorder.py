@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hyperstack.engine import Level
+from hyperstack.level import Level
 from hyperstack.optimizer import HyperOptimizer
 
 Rows = NDArray[np.float64]
@@ -55,17 +55,16 @@ class Recorder:
         self, opt: HyperOptimizer, sinks: Sequence[Sink], every: int = 1, block: int = 256, seconds: float = 0.5
     ) -> None:
         self.every, self.seconds, self.sinks = every, seconds, list(sinks)
-        self._levels = [
-            (f"{prefix}{k}", level) for prefix, tower in opt.towers() for k, level in enumerate(tower.levels)
-        ]
-        first = self._levels[0][1].raw
-        self._widths = [1, 1, *(w for _, level in self._levels for w in (*level.raw.shape * 2, *level.factor.shape))]
+        self._levels = [(prefix, tower, k) for prefix, tower in opt.towers() for k in range(len(tower.levels))]
+        first = self._levels[0][1].cells["0.raw"]
+        self._widths = [1, 1, *(len(cell) for cell in self._cells())]
         self._rows = torch.zeros(block, sum(self._widths), dtype=first.dtype, device=first.device)
         self._step = torch.zeros(1, dtype=first.dtype, device=first.device)
         self._filled, self._fetched_at = 0, time.perf_counter()
         self.columns = ["step", "loss"]
-        for prefix, level in self._levels:
-            self.columns += [f"{prefix}.{name}.{what}" for name in level.learned for what in ("value", "grad", "clip")]
+        for prefix, tower, k in self._levels:
+            keys = [f"{prefix}{k}.{name}" for name in tower.levels[k].learned]
+            self.columns += [f"{key}.{what}" for key in keys for what in ("value", "grad", "clip")]
         for sink in self.sinks:
             sink.open(self.columns)
 
@@ -75,11 +74,16 @@ class Recorder:
         if step % self.every:
             return
         row = self._rows[self._filled]
-        parts = [part for _, level in self._levels for part in (level.raw, level.hypergradient, level.factor)]
-        torch.cat([self._step.fill_(step), loss.detach().reshape(1).to(row.device, row.dtype), *parts], out=row)
+        first = [self._step.fill_(step), loss.detach().reshape(1).to(row.device, row.dtype)]
+        torch.cat([*first, *(cell.to(row.device) for cell in self._cells())], out=row)
         self._filled += 1
         if self._filled == len(self._rows) or time.perf_counter() - self._fetched_at > self.seconds:
             self.fetch()
+
+    def _cells(self) -> list[Tensor]:
+        """What is gathered of each level: raw tensors, hypergradients, clip factors."""
+        names = ("raw", "hypergradient", "factor")
+        return [tower.cells[f"{k}.{name}"] for _, tower, k in self._levels for name in names]
 
     def fetch(self) -> None:
         """Hand the rows that are waiting on the device to the sinks, and flush them."""
@@ -107,9 +111,9 @@ class Recorder:
         """Raw rows as the columns that sinks see; the bijections run once a block, not once a step."""
         step, loss, *parts = block.cpu().split(self._widths, dim=1)
         columns = [step, loss]
-        for (_, level), raw, grad, clip in zip(self._levels, parts[::3], parts[1::3], parts[2::3], strict=True):
-            columns += _columns(level, raw, grad, clip)
-        return torch.cat(columns, dim=1).double().numpy() if columns else np.empty((len(block), 0))
+        for (_, tower, k), raw, grad, clip in zip(self._levels, parts[::3], parts[1::3], parts[2::3], strict=True):
+            columns += _columns(tower.levels[k], raw, grad, clip)
+        return torch.cat(columns, dim=1).double().numpy()
 
 
 def _columns(level: Level, raw: Tensor, grad: Tensor, clip: Tensor) -> list[Tensor]:

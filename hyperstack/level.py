@@ -1,0 +1,76 @@
+"""One level of a tower without its state: the rule, and the shape of its hyperparameters; pure functions over both."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor
+
+from hyperstack.hyperparameter import Resolved
+from hyperstack.numerics import Segments
+from hyperstack.rule import Rule
+
+Tensors = dict[str, Tensor]
+
+
+class Level:
+    """A rule with its hyperparameters resolved, for a level that updates `count` tensors.
+
+    The learned hyperparameters lie one after another in a flat `raw` tensor: `learned` names them, `shapes` and
+    `sizes` say what each takes, and `segments` tells them apart.
+    """
+
+    def __init__(self, rule: Rule, resolved: dict[str, Resolved], count: int, device: torch.device) -> None:
+        self.rule, self.resolved = rule, resolved
+        self.dtype, self.device = scalar_dtype(device), device
+        self.learned = [name for name, r in resolved.items() if r.learned]
+        self.shapes: list[tuple[int, ...]] = [(count,) if resolved[n].per_tensor else () for n in self.learned]
+        self.segments = Segments(self.shapes, device)
+        self.sizes = self.segments.sizes
+        self.fixed = {n: self._tensor(r.value) for n, r in resolved.items() if not r.learned}
+        values = self.values(self.start().requires_grad_())
+        found = rule.coefficients(values, self._tensor(1.0))
+        self.depends = [name for name, c in found.items() if c.requires_grad]
+        """The coefficients that depend on anything learned."""
+
+    def _tensor(self, value: float | list[float]) -> Tensor:
+        return torch.tensor(value, dtype=self.dtype, device=self.device)
+
+    def start(self) -> Tensor:
+        """The raw tensor before the first step."""
+        resolved = (self.resolved[name] for name in self.learned)
+        starts = [r.bijection.to_raw(r.value) for r in resolved]
+        return self._tensor([x for x, size in zip(starts, self.sizes, strict=True) for _ in range(size)])
+
+    def split(self, flat: Tensor) -> Tensors:
+        """A flat tensor over the learned hyperparameters as one tensor a name."""
+        parts = flat.split(self.sizes)
+        return {n: p.view(s) for n, p, s in zip(self.learned, parts, self.shapes, strict=True)}
+
+    def values(self, raw: Tensor, schedule: Tensor | None = None) -> SimpleNamespace:
+        """Every hyperparameter in natural units, the rate times the schedule factor."""
+        learned = {name: self.resolved[name].bijection.to_value(part) for name, part in self.split(raw).items()}
+        values = {name: learned[name] if name in learned else self.fixed[name] for name in self.resolved}
+        if schedule is not None:
+            values["lr"] = values["lr"] * schedule
+        return SimpleNamespace(**values)
+
+    def coefficients(self, values: SimpleNamespace, step: Tensor, index: list[int] | None = None) -> Tensors:
+        """The coefficients of step number `step`: 0-dim, or one a tensor, of the tensors at `index` if given."""
+        if index is not None and any(v.dim() for v in vars(values).values()):
+            chosen = torch.tensor(index, device=self.device)
+            values = SimpleNamespace(**{k: v[chosen] if v.dim() else v for k, v in vars(values).items()})
+        return self.rule.coefficients(values, step)
+
+    def update(
+        self, grad: Tensor, state: Tensors, coefficients: Tensors, params: Tensor | None, segments: Segments
+    ) -> tuple[Tensor, Tensors]:
+        """What to add to flat tensors told apart by `segments`, and the state after."""
+        spread = {name: segments.expand(c) if c.dim() else c for name, c in coefficients.items()}
+        return self.rule.update(grad, state, SimpleNamespace(**spread), params)
+
+
+def scalar_dtype(device: torch.device) -> torch.dtype:
+    """The dtype of hyperparameters and scalar algebra: float64, where the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64
