@@ -17,13 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hyperstack.layout import Layout, Tensors
+from hyperstack.level import Level
 from hyperstack.numerics import Segments
-from hyperstack.rule import Rule
 
 BLOCK = 1 << 17
 """Elements of a block: 512 KiB in float32, a few of which share a core's cache."""
-
-Tensors = dict[str, Tensor]
 
 
 @dataclass
@@ -83,73 +82,94 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 class Bucket:
     """Parameters that move together, their state, and what their last update was a function of.
 
-    `index`: which of the tower's tensors; `step`: updates so far, 0-dim; `flats`: "state.NAME", the rule's state
-    (*before* the last update while `pending`, else after it), "grad", the transformed gradient of that update, and "params",
-    the parameters before it, where the rule reads them; `coefficients`: those of the last update; `transforms`: one
-    state a transform.
+    `index`: which of the tower's tensors; `flats`: "state.NAME", the rule's state (*before* the last update while
+    `pending`, else after it), "grad", the transformed gradient of that update, and "params", the parameters before
+    it, where the rule reads them; `coefficients`: those of that update, one after another; `transforms`: one state
+    a transform.
     """
 
-    def __init__(self, rule: Rule, index: list[int], tensors: Sequence[Tensor], scalar: torch.dtype) -> None:
-        self.rule, self.index = rule, index
-        device, self.dtype = tensors[0].device, compute_dtype(tensors[0].dtype)
+    def __init__(self, level: Level, index: list[int], tensors: Sequence[Tensor]) -> None:
+        self.level, self.index = level, index
+        device, dtype = tensors[0].device, compute_dtype(tensors[0].dtype)
         self.segments = Segments([tuple(t.shape) for t in tensors], device)
         self.blocks = cut(self.segments, [t.is_contiguous() for t in tensors], device)
-        grad = torch.zeros(self.segments.total, dtype=self.dtype, device=device)
-        self.step = torch.zeros((), dtype=scalar, device=device)
-        self.state = rule.init(grad)
-        self.flats: Tensors = {"grad": grad, **{f"state.{name}": flat for name, flat in self.state.items()}}
-        if rule.reads_params:
+        grad = torch.zeros(self.segments.total, dtype=dtype, device=device)
+        self.flats: Tensors = {"grad": grad}
+        self.flats.update({f"state.{name}": flat for name, flat in level.rule.init(grad).items()})
+        self.states = [name for name in self.flats if name.startswith("state.")]
+        if level.rule.reads_params:
             self.flats["params"] = torch.zeros_like(grad)
-        self.transforms = [transform.init(self.segments, grad) for transform in rule.clip]
-        self.coefficients: Tensors = {}
+        self.transforms = [transform.init(self.segments, grad) for transform in level.rule.clip]
+        shapes: dict[str, tuple[int, ...]] = {n: (len(index),) * d for n, d in level.coefficient_dims.items()}
+        self.layout = Layout(shapes)
+        self.coefficients = torch.zeros(self.layout.total, dtype=dtype, device=device)
         self.pending = False
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its buffers."""
+        return self.flats["grad"].dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Of its buffers."""
+        return self.flats["grad"].device
 
     def pick(self, tensors: Sequence[Tensor | None]) -> list[Tensor] | None:
         """The bucket's own among the tower's `tensors`; None where they are None."""
         chosen = [tensors[i] for i in self.index]
         return None if chosen[0] is None else chosen  # type: ignore[return-value]
 
-    def views(self, position: int, shape: torch.Size) -> Tensors:
-        """The state of one parameter, as views of the flat buffers, under torch's names."""
-        start = sum(self.segments.sizes[:position])
-        stop = start + self.segments.sizes[position]
-        return {"step": self.step, **{k: v[start:stop].view(shape) for k, v in self.state.items()}}
+    def inputs(self, block: Block) -> Tensors:
+        """What a block's update is a function of: its part of the flat buffers."""
+        if len(self.blocks) == 1:
+            return dict(self.flats)
+        return {name: flat[block.range] for name, flat in self.flats.items()}
 
     def write_state(self, block: Block, outputs: Tensors) -> None:
-        """Take a block's new state from `outputs`, where it is called "state.NAME"."""
-        for name, flat in self.state.items():
-            flat[block.range].copy_(outputs[f"state.{name}"])
+        """Take a block's new state from `outputs`."""
+        for name in self.states:
+            self.flats[name][block.range].copy_(outputs[name])
 
-    def part(self, keep: list[int], tensors: Sequence[Tensor]) -> Bucket:
-        """A new bucket with a copy of the parameters at places `keep`."""
-        index = [self.index[i] for i in keep]
-        made = Bucket(self.rule, index, [tensors[i] for i in index], self.step.dtype)
-        made.pending, made.coefficients = self.pending, self.coefficients
-        made.step.copy_(self.step)
-        for name, flat in made.flats.items():
-            parts = self.flats[name].split(self.segments.sizes)
-            flat.copy_(torch.cat([parts[i] for i in keep]))
-        chosen = torch.tensor(keep, device=self.step.device)
-        made.transforms = [{k: v.index_select(0, chosen) for k, v in state.items()} for state in self.transforms]
-        return made
-
-    def transform(self) -> None:
-        """The rule's gradient transforms, in order, on the gradient in the record."""
-        for transform, state in zip(self.rule.clip, self.transforms, strict=True):
+    def record(self, tensors: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+        """Record the new gradient, transformed, and the parameters where the rule reads them."""
+        for block in self.blocks:
+            self.flats["grad"][block.range].copy_(block.gather(gradients, self.dtype))
+            if "params" in self.flats:
+                self.flats["params"][block.range].copy_(block.gather(tensors, self.dtype))
+        for transform, state in zip(self.level.rule.clip, self.transforms, strict=True):
             gradient, after, _ = transform.apply(self.flats["grad"], state, self.segments)
             self.flats["grad"].copy_(gradient)
             state.update(after)
 
+    def views(self, position: int, shape: torch.Size) -> Tensors:
+        """The state of one parameter, as views of the flat buffers, under torch's names."""
+        start = sum(self.segments.sizes[:position])
+        stop = start + self.segments.sizes[position]
+        return {name.removeprefix("state."): self.flats[name][start:stop].view(shape) for name in self.states}
+
+    def part(self, keep: list[int], tensors: Sequence[Tensor]) -> Bucket:
+        """A new bucket with a copy of the parameters at places `keep`."""
+        index = [self.index[i] for i in keep]
+        made = Bucket(self.level, index, [tensors[i] for i in index])
+        chosen = torch.tensor(keep, device=self.device)
+        made.pending = self.pending
+        coefficients = self.layout.unpack(self.coefficients)
+        made.coefficients = made.layout.pack({n: c[chosen] if c.dim() else c for n, c in coefficients.items()})
+        for name, flat in made.flats.items():
+            parts = self.flats[name].split(self.segments.sizes)
+            flat.copy_(torch.cat([parts[i] for i in keep]))
+        made.transforms = [{k: v.index_select(0, chosen) for k, v in state.items()} for state in self.transforms]
+        return made
+
     def export(self) -> dict[str, Any]:
         """The bucket as tensors and plain values."""
-        named = ("index", "step", "flats", "coefficients", "transforms", "pending")
-        return {name: getattr(self, name) for name in named}
+        return {name: getattr(self, name) for name in ("index", "flats", "coefficients", "transforms", "pending")}
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Copy what `export` returned into this bucket, made for the same rule and parameters."""
+        """Copy what `export` returned into this bucket, made for the same level and parameters."""
         self.pending = bool(saved["pending"])
-        self.step.copy_(saved["step"])
-        self.coefficients = {name: c.to(self.step.device).clone() for name, c in saved["coefficients"].items()}
+        self.coefficients.copy_(saved["coefficients"])
         for name, flat in self.flats.items():
             flat.copy_(saved["flats"][name])
         for mine, theirs in zip(self.transforms, saved["transforms"], strict=True):

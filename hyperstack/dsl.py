@@ -213,9 +213,10 @@ class _Reader:
 
         before = len(self.mistakes)
         found = self._arguments(arguments, flags, required[0] if required else None, read)
+        if len(self.mistakes) > before:
+            return None
         if missing := [name for name in required if name not in found]:
             self._note(node, f"{cls.name} needs {' and '.join(missing)}")
-        if len(self.mistakes) > before:
             return None
         try:
             return cls(**found)

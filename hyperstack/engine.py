@@ -38,7 +38,8 @@ import torch
 from torch import Tensor
 
 from hyperstack.buffers import Block, Bucket
-from hyperstack.level import Level, Tensors
+from hyperstack.layout import Layout, Tensors, section
+from hyperstack.level import Level
 from hyperstack.rule import Stack
 from hyperstack.tape import Tape
 
@@ -46,49 +47,45 @@ from hyperstack.tape import Tape
 class Tower:
     """A stack at work on a list of tensors: its hyperparameters, their states, and the record of the last step.
 
-    `cells` holds everything of size one, or one a hyperparameter, by name: for each level k
+    `cells` is one flat tensor with everything of size one, or one a hyperparameter; `layout` names its parts:
 
-        k.raw, k.hypergradient, k.factor, k.nonfinite    the hyperparameters, the gradient that each received at the
-                                                         last step before clipping, the factor by which it was
-                                                         clipped, and how many steps left it out
-        k.grad, k.step, k.applied, k.params,             (k > 0) the record of level k's last update, which moved
-        k.state.NAME, k.clip.I.NAME                      level k-1's raw tensor; `applied`: which parts it moved
+        k.raw, k.hypergradient, k.factor, k.nonfinite    of each level k: its hyperparameters, the gradient that each
+                                                         received at the last step before clipping, the factor by
+                                                         which it was clipped, and how many steps left it out
+        k.grad, k.step, k.applied, k.params,             for k > 0: the record of level k's last update, which moved
+        k.state.NAME, k.clip.I.NAME                      level k-1's raw tensor; `applied`: 1 for parts that it moved
+        schedule                                         the factor that multiplied the primary rate
 
-    and `schedule`, the factor that multiplied the primary rate. `buckets` hold what is as large as the parameters.
+    `buckets` hold what is as large as the parameters, and `steps` how many updates each bucket had.
     """
 
     def __init__(self, stack: Stack, tensors: Sequence[Tensor], nonfinite: str = "skip") -> None:
         self.stack, self.nonfinite = stack, nonfinite
-        self.buckets: list[Bucket] = []
         self.levels: list[Level] = []
-        self.cells: Tensors = {}
-        self._tapes: dict[Any, Tape] = {}
         count, device = len(tensors), tensors[0].device
         for rule, resolved in zip(stack, stack.resolve(), strict=True):
             self.levels.append(Level(rule, resolved, count, device))
             count = len(self.levels[-1].learned)
-        for k in range(len(self.levels)):
-            self.cells.update(self._new_cells(k))
-        self.cells["schedule"] = torch.ones((), dtype=self.levels[0].dtype, device=device)
-        self._schedule: float = 1.0  # what `cells` holds as a tensor
+        cells = {name: cell for k in range(len(self.levels)) for name, cell in self._new_cells(k).items()}
+        cells["schedule"] = self.levels[0].start().new_ones(())
+        self.layout = Layout({name: tuple(cell.shape) for name, cell in cells.items()})
+        self.cells = self.layout.pack(cells)
+        self.buckets: list[Bucket] = []
+        self.steps = self.cells.new_zeros(0)
+        self._schedule = (1.0, self.cells.new_ones(()))
+        self._tapes: dict[tuple[Any, ...], Tape] = {}
 
     def _new_cells(self, k: int) -> Tensors:
         level = self.levels[k]
         raw = level.start()
-        each = torch.ones(len(level.learned), dtype=raw.dtype, device=raw.device)
-        cells = {
-            "raw": raw,
-            "hypergradient": torch.zeros_like(raw),
-            "factor": each,
-            "nonfinite": torch.zeros_like(each),
-        }
+        each = raw.new_ones(len(level.learned))
+        cells = {"raw": raw, "hypergradient": raw * 0, "factor": each, "nonfinite": each * 0}
         if k:
             below = self.levels[k - 1]
-            like = torch.zeros_like(below.start())
-            count = torch.zeros(len(below.learned), dtype=raw.dtype, device=raw.device)
-            cells.update(grad=like, step=count, applied=torch.zeros_like(count, dtype=torch.bool))
+            like = below.start() * 0
+            cells.update(grad=like, step=like.new_zeros(len(below.learned)), applied=like.new_zeros(len(below.learned)))
             if level.rule.reads_params:
-                cells["params"] = like.clone()
+                cells["params"] = like
             cells.update({f"state.{name}": x for name, x in level.rule.init(like).items()})
             for i, transform in enumerate(level.rule.clip):
                 cells.update({f"clip.{i}.{name}": x for name, x in transform.init(below.segments, like).items()})
@@ -109,33 +106,30 @@ class Tower:
         if all(g is None for g in grads):
             return
         self._arrange(tensors, grads)
-        inputs = {**self.cells, "next schedule": self._schedule_cell(schedule)}
-        measured, moving = [], []
+        gradients = [bucket.pick(grads) for bucket in self.buckets]
+        inputs = {"cells": self.cells, "steps": self.steps, "schedule": self._schedule_tensor(schedule)}
+        measured = []
         for b, bucket in enumerate(self.buckets):
-            inputs[f"bucket.{b}.step"] = bucket.step
-            gradients = bucket.pick(grads)
             if bucket.pending:
-                products = self._pull(bucket, gradients)
-                inputs.update({f"bucket.{b}.product.{name}": x for name, x in products.items()})
-                measured += [b] if products else []
-            moving += [b] if gradients else []
-        climb = self._tape(("climb", *measured, "moving", *moving), partial(self._climb, measured, moving))
-        outputs = climb(inputs)
-        self.cells = {name: outputs[name] for name in self.cells}
+                products = self._pull(bucket, gradients[b])
+                if products is not None:
+                    measured.append(b)
+                    inputs[f"products.{b}"] = products
+        moving = [b for b, found in enumerate(gradients) if found]
+        outputs = self._tape(("climb", *measured, "moving", *moving), partial(self._climb, measured, moving))(inputs)
+        self.cells = outputs["cells"]
+        self.steps.copy_(outputs["steps"])
         for b in moving:
-            bucket = self.buckets[b]
-            bucket.step.copy_(outputs[f"bucket.{b}.step"])
-            bucket.coefficients = section(outputs, f"bucket.{b}.coefficient.")
-            self._push(bucket, bucket.pick(tensors) or [], bucket.pick(grads) or [])
+            self.buckets[b].coefficients = outputs[f"coefficients.{b}"]
+            self._push(self.buckets[b], self.buckets[b].pick(tensors) or [], gradients[b] or [])
 
-    def _schedule_cell(self, schedule: float | Tensor) -> Tensor:
+    def _schedule_tensor(self, schedule: float | Tensor) -> Tensor:
         """The schedule factor as a tensor, a new one only where it changed."""
-        cell = self.cells["schedule"]
         if isinstance(schedule, Tensor):
-            return schedule.to(cell).reshape(())
-        if schedule != self._schedule:
-            self._schedule, cell = schedule, torch.full_like(cell, schedule)
-        return cell
+            return schedule.detach().to(self.cells).reshape(())
+        if schedule != self._schedule[0]:
+            self._schedule = (schedule, torch.full_like(self._schedule[1], schedule))
+        return self._schedule[1]
 
     def _tape(self, key: tuple[Any, ...], function: Callable[[Tensors], Tensors]) -> Tape:
         if key not in self._tapes:
@@ -144,113 +138,108 @@ class Tower:
 
     def _arrange(self, tensors: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
         """Make every bucket one whose tensors all have a gradient, or all have none."""
-        rule, scalar = self.levels[0].rule, self.levels[0].dtype
         arranged: list[Bucket] = []
-        for bucket in self.buckets:
+        steps: list[Tensor] = []
+        for bucket, step in zip(self.buckets, self.steps, strict=True):
             places = range(len(bucket.index))
             groups = [[i for i in places if (grads[bucket.index[i]] is None) is absent] for absent in (False, True)]
             arranged += [bucket.part(keep, tensors) for keep in groups] if all(groups) else [bucket]
+            steps += [step] * (len(arranged) - len(steps))
         known = {i for bucket in arranged for i in bucket.index}
         fresh: dict[tuple[torch.device, torch.dtype], list[int]] = {}
         for i, (tensor, grad) in enumerate(zip(tensors, grads, strict=True)):
             if grad is not None and i not in known:
                 fresh.setdefault((tensor.device, tensor.dtype), []).append(i)
-        arranged += [Bucket(rule, index, [tensors[i] for i in index], scalar) for index in fresh.values()]
+        arranged += [Bucket(self.levels[0], index, [tensors[i] for i in index]) for index in fresh.values()]
+        steps += [self.cells.new_zeros(())] * len(fresh)
         if arranged != self.buckets:
-            self.buckets = arranged
+            self.buckets, self.steps = arranged, torch.stack(steps)
             self._tapes.clear()
 
     # -- the parameters: pull and push -------------------------------------------------------------------------
 
-    def _pull(self, bucket: Bucket, cotangents: list[Tensor] | None) -> Tensors:
-        """The products of cotangents with the derivative of a bucket's last update by each coefficient.
+    def _pull(self, bucket: Bucket, cotangents: list[Tensor] | None) -> Tensor | None:
+        """The products of cotangents with the derivative of a bucket's last update by each coefficient in `depends`.
 
         Brings the bucket's state up to date; without cotangents (no gradient in this step) only that.
         """
-        total: Tensors = {}
+        total = None
+        coefficients = bucket.layout.unpack(bucket.coefficients)
         for block in bucket.blocks:
-            inputs = self._block_inputs(bucket, block)
+            inputs = {**bucket.inputs(block), **coefficients}
             if cotangents:
                 inputs["cotangent"] = block.gather(cotangents, bucket.dtype)
-            outputs = self._block_tape(bucket, block, "pull" if cotangents else "advance", self._pull_block)(inputs)
+            tape = self._block_tape(bucket, block, "pull" if cotangents else "advance", self._pull_block)
+            outputs = tape(inputs)
             bucket.write_state(block, outputs)
-            products = section(outputs, "product.")
-            total = {name: total[name] + x for name, x in products.items()} if total else products
+            products = outputs.get("products")
+            total = products if total is None or products is None else total + products
         bucket.pending = False
         return total
 
-    def _pull_block(self, block: Block, inputs: Tensors) -> Tensors:
-        level = self.levels[0]
-        leaves = {name: inputs[f"coefficient.{name}"].detach().requires_grad_() for name in level.depends}
+    def _pull_block(self, bucket: Bucket, block: Block, inputs: Tensors) -> Tensors:
+        leaves = {name: inputs[name].detach().requires_grad_() for name in self.levels[0].depends}
         with torch.enable_grad():
-            delta, after = self._update_block(block, inputs, leaves)
+            delta, after = self._update_block(bucket, block, {**inputs, **leaves})
             outputs = {f"state.{name}": x.detach() for name, x in after.items()}
-            if "cotangent" in inputs and delta.requires_grad:
-                wanted = list(leaves.values())
-                found = torch.autograd.grad(delta, wanted, inputs["cotangent"], materialize_grads=True)
-                outputs.update({f"product.{name}": x for name, x in zip(leaves, found, strict=True)})
+            if "cotangent" in inputs and leaves:
+                outputs["products"] = _gradient([delta], list(leaves.values()), [inputs["cotangent"]])
         return outputs
 
     def _push(self, bucket: Bucket, tensors: list[Tensor], gradients: list[Tensor]) -> None:
-        """Record a bucket's new gradient, transformed, and move its tensors by the rule."""
+        """Record a bucket's new gradient, and move its tensors by the rule."""
+        bucket.record(tensors, gradients)
+        coefficients = bucket.layout.unpack(bucket.coefficients)
         for block in bucket.blocks:
-            bucket.flats["grad"][block.range].copy_(block.gather(gradients, bucket.dtype))
-            if "params" in bucket.flats:
-                bucket.flats["params"][block.range].copy_(block.gather(tensors, bucket.dtype))
-        bucket.transform()
-        for block in bucket.blocks:
-            inputs = self._block_inputs(bucket, block)
-            outputs = self._block_tape(bucket, block, "push", self._push_block)(inputs)
+            tape = self._block_tape(bucket, block, "push", self._push_block)
+            outputs = tape({**bucket.inputs(block), **coefficients})
             block.add(tensors, outputs["delta"])
             if not self.measures:
                 bucket.write_state(block, outputs)
         bucket.pending = self.measures
 
-    def _push_block(self, block: Block, inputs: Tensors) -> Tensors:
-        delta, after = self._update_block(block, inputs, {})
+    def _push_block(self, bucket: Bucket, block: Block, inputs: Tensors) -> Tensors:
+        delta, after = self._update_block(bucket, block, inputs)
         return {"delta": delta, **({} if self.measures else {f"state.{name}": x for name, x in after.items()})}
 
-    def _update_block(self, block: Block, inputs: Tensors, leaves: Tensors) -> tuple[Tensor, Tensors]:
-        coefficients = {**section(inputs, "coefficient."), **leaves}
+    def _update_block(self, bucket: Bucket, block: Block, inputs: Tensors) -> tuple[Tensor, Tensors]:
+        coefficients = {name: inputs[name] for name in bucket.layout.shapes}
+        mine = {name: c[block.tensors] if c.dim() else c for name, c in coefficients.items()}
         state, params = section(inputs, "state."), inputs.get("params")
-        return self.levels[0].update(inputs["grad"], state, coefficients, params, block.segments)
-
-    def _block_inputs(self, bucket: Bucket, block: Block) -> Tensors:
-        inputs = {name: flat[block.range] for name, flat in bucket.flats.items()}
-        for name, c in bucket.coefficients.items():
-            inputs[f"coefficient.{name}"] = c[block.tensors] if c.dim() else c
-        return inputs
+        return self.levels[0].update(inputs["grad"], state, mine, params, block.segments)
 
     def _block_tape(
-        self, bucket: Bucket, block: Block, what: str, function: Callable[[Block, Tensors], Tensors]
+        self, bucket: Bucket, block: Block, what: str, function: Callable[[Bucket, Block, Tensors], Tensors]
     ) -> Tape:
         """Blocks of one length share a tape, unless they hold different tensors with numbers of their own."""
-        spread = any(c.dim() for c in bucket.coefficients.values())
-        kind = (self.buckets.index(bucket), block.range.start) if spread else (bucket.dtype, block.segments.total)
-        return self._tape((what, *kind, bucket.flats["grad"].device), partial(function, block))
+        place = (bucket.index[0], block.range.start) if any(self.levels[0].coefficient_dims.values()) else ()
+        key = (what, block.segments.total, bucket.dtype, bucket.device, *place)
+        return self._tape(key, partial(function, bucket, block))
 
     # -- the scalars: climb ------------------------------------------------------------------------------------
 
-    def _climb(self, measured: list[int], moving: list[int], x: Tensors) -> Tensors:
+    def _climb(self, measured: list[int], moving: list[int], inputs: Tensors) -> Tensors:
         """Every hypergradient, level by level upward, then every update downward: new cells and coefficients."""
-        out = {name: x[name] for name in self.cells}
+        x = self.layout.unpack(inputs["cells"])
+        out = dict(x)
         if self.measures:
-            self._measure_primary(measured, x, out)
+            self._measure_primary(measured, inputs, x, out)
         for k in range(1, len(self.levels)):
             self._measure(k, x, out)
         for k in reversed(range(1, len(self.levels))):
             self._move(k, x, out)
-        out["schedule"] = x["next schedule"]
+        out["schedule"] = inputs["schedule"]
         level = self.levels[0]
         values = level.values(out["0.raw"], out["schedule"])
+        steps = list(inputs["steps"].unbind())
+        outputs: Tensors = {}
         for b in moving:
-            step = out[f"bucket.{b}.step"] = x[f"bucket.{b}.step"] + 1
-            for name, c in level.coefficients(values, step, self.buckets[b].index).items():
-                like = self.buckets[b].flats["grad"]
-                out[f"bucket.{b}.coefficient.{name}"] = c.to(like.device, like.dtype)
-        return out
+            bucket, steps[b] = self.buckets[b], steps[b] + 1
+            coefficients = bucket.layout.pack(level.coefficients(values, steps[b], bucket.index))
+            outputs[f"coefficients.{b}"] = coefficients.to(bucket.device, bucket.dtype)
+        return {"cells": self.layout.pack(out), "steps": torch.stack(steps), **outputs}
 
-    def _measure_primary(self, measured: list[int], x: Tensors, out: Tensors) -> None:
+    def _measure_primary(self, measured: list[int], inputs: Tensors, x: Tensors, out: Tensors) -> None:
         """ĝ[0] from the products of the buckets."""
         level = self.levels[0]
         outputs, products = [], []
@@ -258,20 +247,20 @@ class Tower:
             raw = x["0.raw"].detach().requires_grad_()
             values = level.values(raw, x["schedule"])
             for b in measured:
-                found = level.coefficients(values, x[f"bucket.{b}.step"], self.buckets[b].index)
-                outputs += [found[name] for name in level.depends]
-                products += [x[f"bucket.{b}.product.{name}"].to(found[name]) for name in level.depends]
-            out["0.hypergradient"] = _gradient(outputs, raw, products)
+                found = level.coefficients(values, inputs["steps"][b], self.buckets[b].index)
+                outputs.append(torch.cat([found[name].reshape(-1) for name in level.depends]))
+                products.append(inputs[f"products.{b}"].to(raw.device, raw.dtype))
+            out["0.hypergradient"] = _gradient(outputs, [raw], products)
 
     def _measure(self, k: int, x: Tensors, out: Tensors) -> None:
         """ĝ[k] from ĝ[k-1] through level k's last update, whose state after it is found on the way."""
         segments = self.levels[k - 1].segments
-        moved = segments.expand(x[f"{k}.applied"])
+        moved = segments.expand(x[f"{k}.applied"]) != 0
         with torch.enable_grad():
             raw = x[f"{k}.raw"].detach().requires_grad_()
             delta, after = self._update(k, raw, x)
             cotangent = torch.where(moved, out[f"{k - 1}.hypergradient"], 0.0)
-            out[f"{k}.hypergradient"] = _gradient([delta], raw, [cotangent])
+            out[f"{k}.hypergradient"] = _gradient([delta], [raw], [cotangent])
         for name, new in after.items():
             out[f"{k}.state.{name}"] = torch.where(moved, new.detach(), x[f"{k}.state.{name}"])
 
@@ -280,7 +269,7 @@ class Tower:
         below = self.levels[k - 1]
         grad, segments = out[f"{k - 1}.hypergradient"], below.segments
         finite = torch.isfinite(segments.norm(grad))
-        out[f"{k - 1}.nonfinite"] = x[f"{k - 1}.nonfinite"] + ~finite
+        out[f"{k - 1}.nonfinite"] = torch.where(finite, x[f"{k - 1}.nonfinite"], x[f"{k - 1}.nonfinite"] + 1)
         applied = finite if self.nonfinite == "skip" else torch.ones_like(finite)
         moved = segments.expand(applied)
         grad = torch.where(moved, grad, 0.0)
@@ -290,8 +279,8 @@ class Tower:
             out[f"{k - 1}.factor"] = out[f"{k - 1}.factor"] * factor if i else factor
             for name, new in after.items():
                 out[f"{k}.clip.{i}.{name}"] = torch.where(applied, new, before[name])
-        out[f"{k}.grad"], out[f"{k}.applied"] = grad, applied
-        out[f"{k}.step"] = x[f"{k}.step"] + applied
+        out[f"{k}.grad"], out[f"{k}.applied"] = grad, applied.to(grad.dtype)
+        out[f"{k}.step"] = x[f"{k}.step"] + out[f"{k}.applied"]
         if self.levels[k].rule.reads_params:
             out[f"{k}.params"] = x[f"{k - 1}.raw"]
         delta, _ = self._update(k, out[f"{k}.raw"], out)
@@ -309,59 +298,55 @@ class Tower:
 
     def hyperparameters(self) -> Tensors:
         """Every hyperparameter in use, in natural units, by "LEVEL.NAME": copies."""
-        return self._read(lambda k, level: vars(level.values(self.cells[f"{k}.raw"])))
+        return self._read("raw", lambda level, raw: vars(level.values(raw)))
 
     def hypergradients(self) -> Tensors:
         """What each raw tensor received at the last step, before clipping; 0 where it is fixed."""
-        return self._read(lambda k, level: level.split(self.cells[f"{k}.hypergradient"]))
+        return self._read("hypergradient", lambda level, flat: level.layout.unpack(flat))
 
     def clip_factors(self) -> Tensors:
         """The factor that the level above applied to each hypergradient at the last step."""
-        return self._read(lambda k, level: dict(zip(level.learned, self.cells[f"{k}.factor"], strict=True)), 1.0)
+        return self._read("factor", lambda level, each: dict(zip(level.learned, each, strict=True)), 1.0)
 
     def nonfinite_counts(self) -> Tensors:
         """How many steps each hyperparameter was left out of."""
-        return self._read(lambda k, level: dict(zip(level.learned, self.cells[f"{k}.nonfinite"], strict=True)))
+        return self._read("nonfinite", lambda level, each: dict(zip(level.learned, each, strict=True)))
 
-    def _read(self, read: Callable[[int, Level], Tensors], missing: float = 0.0) -> Tensors:
+    def _read(self, cell: str, read: Callable[[Level, Tensor], Tensors], missing: float = 0.0) -> Tensors:
         """One reading of every hyperparameter in use (not fixed at 0), by key."""
-        found = {}
+        cells, found = self.layout.unpack(self.cells), {}
         for k, level in enumerate(self.levels):
-            readings = read(k, level)
+            readings = read(level, cells[f"{k}.{cell}"])
             for name in level.resolved:
-                if name in readings and not level.rule.off(name):
-                    found[f"{k}.{name}"] = readings[name].clone()
-                elif not level.rule.off(name):
-                    found[f"{k}.{name}"] = torch.full_like(level.fixed[name], missing)
+                if not level.rule.off(name):
+                    known = name in readings
+                    found[f"{k}.{name}"] = (
+                        readings[name].clone() if known else torch.full_like(level.fixed[name], missing)
+                    )
         return found
 
     def export(self) -> dict[str, Any]:
-        """The whole tower as tensors and plain values; the tensors are the live ones."""
+        """The whole tower as tensors and plain values; the large tensors are the live ones."""
         buckets = [bucket.export() for bucket in self.buckets]
-        return {"stack": str(self.stack), "cells": dict(self.cells), "buckets": buckets}
+        return {"stack": str(self.stack), "cells": self.cells, "steps": self.steps, "buckets": buckets}
 
     @torch.no_grad()
     def restore(self, saved: dict[str, Any], tensors: Sequence[Tensor]) -> None:
         """Take over what `export` returned, for the same stack and tensors of the same shapes: a copy."""
-        self.cells = {name: saved["cells"][name].to(cell.device, copy=True) for name, cell in self.cells.items()}
-        self._schedule = float("nan")  # unknown without asking the device
+        self.cells.copy_(saved["cells"])
+        self.steps = saved["steps"].to(self.cells, copy=True)
         self.buckets = []
         for record in saved["buckets"]:
-            chosen = [tensors[i] for i in record["index"]]
-            bucket = Bucket(self.levels[0].rule, list(record["index"]), chosen, self.levels[0].dtype)
+            bucket = Bucket(self.levels[0], list(record["index"]), [tensors[i] for i in record["index"]])
             bucket.restore(record)
             self.buckets.append(bucket)
         self._tapes.clear()
 
 
-def _gradient(outputs: list[Tensor], raw: Tensor, cotangents: list[Tensor]) -> Tensor:
-    """The product of cotangents with the derivative of `outputs` by `raw`; 0 where nothing depends on it."""
+def _gradient(outputs: list[Tensor], inputs: list[Tensor], cotangents: list[Tensor]) -> Tensor:
+    """The product of cotangents with the derivative of `outputs` by `inputs`, flat; 0 where nothing depends on it."""
     pairs = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if o.requires_grad]
     if not pairs:
-        return torch.zeros_like(raw)
-    return torch.autograd.grad([o for o, _ in pairs], raw, [c for _, c in pairs])[0]
-
-
-def section(tensors: Tensors, prefix: str) -> Tensors:
-    """The tensors whose name begins with `prefix`, by the rest of their name."""
-    return {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
+        return torch.cat([torch.zeros_like(x).reshape(-1) for x in inputs])
+    found = torch.autograd.grad([o for o, _ in pairs], inputs, [c for _, c in pairs], materialize_grads=True)
+    return torch.cat([x.reshape(-1) for x in found])

@@ -8,17 +8,17 @@ import torch
 from torch import Tensor
 
 from hyperstack.hyperparameter import Resolved
+from hyperstack.layout import Layout, Tensors
 from hyperstack.numerics import Segments
 from hyperstack.rule import Rule
-
-Tensors = dict[str, Tensor]
 
 
 class Level:
     """A rule with its hyperparameters resolved, for a level that updates `count` tensors.
 
     The learned hyperparameters lie one after another in a flat `raw` tensor: `learned` names them, `shapes` and
-    `sizes` say what each takes, and `segments` tells them apart.
+    `sizes` say what each takes, and `segments` tells them apart. `coefficient_dims` names the rule's coefficients:
+    0-dim, or 1-dim with one number a tensor; `depends`, those that depend on anything learned.
     """
 
     def __init__(self, rule: Rule, resolved: dict[str, Resolved], count: int, device: torch.device) -> None:
@@ -26,13 +26,14 @@ class Level:
         self.dtype, self.device = scalar_dtype(device), device
         self.learned = [name for name, r in resolved.items() if r.learned]
         self.shapes: list[tuple[int, ...]] = [(count,) if resolved[n].per_tensor else () for n in self.learned]
+        self.layout = Layout(dict(zip(self.learned, self.shapes, strict=True)))
         self.segments = Segments(self.shapes, device)
         self.sizes = self.segments.sizes
         self.fixed = {n: self._tensor(r.value) for n, r in resolved.items() if not r.learned}
         values = self.values(self.start().requires_grad_())
         found = rule.coefficients(values, self._tensor(1.0))
+        self.coefficient_dims = {name: c.dim() for name, c in found.items()}
         self.depends = [name for name, c in found.items() if c.requires_grad]
-        """The coefficients that depend on anything learned."""
 
     def _tensor(self, value: float | list[float]) -> Tensor:
         return torch.tensor(value, dtype=self.dtype, device=self.device)
@@ -43,14 +44,10 @@ class Level:
         starts = [r.bijection.to_raw(r.value) for r in resolved]
         return self._tensor([x for x, size in zip(starts, self.sizes, strict=True) for _ in range(size)])
 
-    def split(self, flat: Tensor) -> Tensors:
-        """A flat tensor over the learned hyperparameters as one tensor a name."""
-        parts = flat.split(self.sizes)
-        return {n: p.view(s) for n, p, s in zip(self.learned, parts, self.shapes, strict=True)}
-
     def values(self, raw: Tensor, schedule: Tensor | None = None) -> SimpleNamespace:
         """Every hyperparameter in natural units, the rate times the schedule factor."""
-        learned = {name: self.resolved[name].bijection.to_value(part) for name, part in self.split(raw).items()}
+        parts = self.layout.unpack(raw)
+        learned = {name: self.resolved[name].bijection.to_value(part) for name, part in parts.items()}
         values = {name: learned[name] if name in learned else self.fixed[name] for name in self.resolved}
         if schedule is not None:
             values["lr"] = values["lr"] * schedule

@@ -161,9 +161,9 @@ class HyperOptimizer(torch.optim.Optimizer):
 
     def _show_state(self, tower: Tower, params: list[Tensor]) -> None:
         """Let `state[p]` show each parameter's part of the flat buffers, as torch's optimizers do."""
-        for bucket in tower.buckets:
+        for bucket, step in zip(tower.buckets, tower.steps, strict=True):
             for position, i in enumerate(bucket.index):
-                self.state[params[i]] = bucket.views(position, params[i].shape)
+                self.state[params[i]] = {"step": step, **bucket.views(position, params[i].shape)}
 
     def _by_key(self, read: Callable[[Tower], dict[str, Tensor]]) -> dict[str, Tensor]:
         return {f"{prefix}{k}": v for prefix, tower in self.towers() for k, v in read(tower).items()}

@@ -47,7 +47,8 @@ class Transform(ABC):
 
     def __str__(self) -> str:
         changed = [(f.name, getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) != f.default]
-        inside = ", ".join(name if value is True else f"{name}={value!r}" for name, value in changed)
+        flags = [name for name, value in changed if value is True]
+        inside = ", ".join(flags + [f"{name}={value!r}" for name, value in changed if value is not True])
         return f"{self.name}({inside})" if inside else self.name
 
 

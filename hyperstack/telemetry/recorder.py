@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hyperstack.level import Level
+from hyperstack.engine import Tower
 from hyperstack.optimizer import HyperOptimizer
 
 Rows = NDArray[np.float64]
@@ -55,15 +55,15 @@ class Recorder:
         self, opt: HyperOptimizer, sinks: Sequence[Sink], every: int = 1, block: int = 256, seconds: float = 0.5
     ) -> None:
         self.every, self.seconds, self.sinks = every, seconds, list(sinks)
-        self._levels = [(prefix, tower, k) for prefix, tower in opt.towers() for k in range(len(tower.levels))]
-        first = self._levels[0][1].cells["0.raw"]
-        self._widths = [1, 1, *(len(cell) for cell in self._cells())]
-        self._rows = torch.zeros(block, sum(self._widths), dtype=first.dtype, device=first.device)
+        self._towers = list(opt.towers())
+        first = self._towers[0][1].cells
+        width = 2 + sum(len(tower.cells) for _, tower in self._towers)
+        self._rows = torch.zeros(block, width, dtype=first.dtype, device=first.device)
         self._step = torch.zeros(1, dtype=first.dtype, device=first.device)
         self._filled, self._fetched_at = 0, time.perf_counter()
         self.columns = ["step", "loss"]
-        for prefix, tower, k in self._levels:
-            keys = [f"{prefix}{k}.{name}" for name in tower.levels[k].learned]
+        for prefix, tower in self._towers:
+            keys = [f"{prefix}{k}.{name}" for k, level in enumerate(tower.levels) for name in level.learned]
             self.columns += [f"{key}.{what}" for key in keys for what in ("value", "grad", "clip")]
         for sink in self.sinks:
             sink.open(self.columns)
@@ -75,15 +75,10 @@ class Recorder:
             return
         row = self._rows[self._filled]
         first = [self._step.fill_(step), loss.detach().reshape(1).to(row.device, row.dtype)]
-        torch.cat([*first, *(cell.to(row.device) for cell in self._cells())], out=row)
+        torch.cat([*first, *(tower.cells.to(row.device) for _, tower in self._towers)], out=row)
         self._filled += 1
         if self._filled == len(self._rows) or time.perf_counter() - self._fetched_at > self.seconds:
             self.fetch()
-
-    def _cells(self) -> list[Tensor]:
-        """What is gathered of each level: raw tensors, hypergradients, clip factors."""
-        names = ("raw", "hypergradient", "factor")
-        return [tower.cells[f"{k}.{name}"] for _, tower, k in self._levels for name in names]
 
     def fetch(self) -> None:
         """Hand the rows that are waiting on the device to the sinks, and flush them."""
@@ -108,20 +103,22 @@ class Recorder:
         self.close()
 
     def _natural(self, block: Tensor) -> Rows:
-        """Raw rows as the columns that sinks see; the bijections run once a block, not once a step."""
-        step, loss, *parts = block.cpu().split(self._widths, dim=1)
-        columns = [step, loss]
-        for (_, tower, k), raw, grad, clip in zip(self._levels, parts[::3], parts[1::3], parts[2::3], strict=True):
-            columns += _columns(tower.levels[k], raw, grad, clip)
-        return torch.cat(columns, dim=1).double().numpy()
+        """Rows of cells as the columns that sinks see; the bijections run once a block, not once a step."""
+        sizes = [2, *(len(tower.cells) for _, tower in self._towers)]
+        columns, *cells = block.cpu().split(sizes, dim=1)
+        found = [columns, *(_columns(tower, rows) for (_, tower), rows in zip(self._towers, cells, strict=True))]
+        return torch.cat(found, dim=1).double().numpy()
 
 
-def _columns(level: Level, raw: Tensor, grad: Tensor, clip: Tensor) -> list[Tensor]:
-    """Value, hypergradient and clip factor of each learned hyperparameter of a level, one column each."""
-    columns: list[Tensor] = []
-    pieces = zip(level.learned, raw.split(level.sizes, 1), grad.split(level.sizes, 1), clip.split(1, 1), strict=True)
-    for name, value, gradient, factor in pieces:
-        natural = level.resolved[name].bijection.to_value(value)
-        alone = gradient.shape[1] == 1
-        columns += [natural.mean(1, keepdim=True), gradient if alone else gradient.norm(dim=1, keepdim=True), factor]
-    return columns
+def _columns(tower: Tower, rows: Tensor) -> Tensor:
+    """Value, hypergradient and clip factor of each learned hyperparameter of a tower, one column each."""
+    parts = dict(zip(tower.layout.shapes, rows.split(tower.layout.sizes, dim=1), strict=True))
+    columns = [rows[:, :0]]
+    for k, level in enumerate(tower.levels):
+        values = parts[f"{k}.raw"].split(level.sizes, dim=1)
+        grads = parts[f"{k}.hypergradient"].split(level.sizes, dim=1)
+        for i, name in enumerate(level.learned):
+            natural = level.resolved[name].bijection.to_value(values[i])
+            grad = grads[i] if level.sizes[i] == 1 else grads[i].norm(dim=1, keepdim=True)
+            columns += [natural.mean(dim=1, keepdim=True), grad, parts[f"{k}.factor"][:, i : i + 1]]
+    return torch.cat(columns, dim=1)
