@@ -40,8 +40,7 @@ class HyperOptimizer(torch.optim.Optimizer):
     """
 
     def __init__(self, params: ParamsT, stack: StackLike, *, nonfinite: str = "skip") -> None:
-        if nonfinite not in ("skip", "propagate"):
-            raise InputError(f"nonfinite={nonfinite!r}", instead='choose "skip" or "propagate"')
+        _refuse_wish(nonfinite)
         self._towers: list[Tower] = []
         super().__init__(params, {"lr": 1.0, "stack": str(_as_stack(stack)), "nonfinite": nonfinite})
 
@@ -52,6 +51,7 @@ class HyperOptimizer(torch.optim.Optimizer):
         """
         if isinstance(param_group, dict):
             _refuse_unknown(param_group)
+            _refuse_wish(param_group.get("nonfinite", "skip"))
             stack = _as_stack(param_group.get("stack", self.defaults["stack"]))
             stack.resolve()
             param_group["stack"] = str(stack)
@@ -128,9 +128,11 @@ class HyperOptimizer(torch.optim.Optimizer):
         """
         groups = state_dict.get("param_groups", [])
         towers = state_dict.get("state", {}).get("towers", {})
-        if len(groups) == len(self.param_groups):
-            for i, (ours, theirs) in enumerate(zip(self.param_groups, groups, strict=True)):
-                _refuse_foreign(ours, theirs, towers.get(i), i)
+        if len(groups) != len(self.param_groups):
+            what = f"this state has {len(groups)} param groups, the optimizer {len(self.param_groups)}"
+            raise InputError(what, instead="load a state_dict that the same optimizer wrote")
+        for i, (ours, theirs) in enumerate(zip(self.param_groups, groups, strict=True)):
+            _refuse_foreign(ours, theirs, towers.get(i), i)
         super().load_state_dict(state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -157,7 +159,9 @@ class HyperOptimizer(torch.optim.Optimizer):
         return f"HyperOptimizer({', '.join(stacks)}; {count:,} parameters in {len(self.param_groups)} groups)"
 
     def _export(self) -> None:
-        self.state["towers"] = {i: tower.export() for i, tower in enumerate(self._towers)}  # type: ignore[index]
+        pairs = zip(self._towers, self.param_groups, strict=True)
+        towers = {i: {**tower.export(), "shapes": _shapes(group)} for i, (tower, group) in enumerate(pairs)}
+        self.state["towers"] = towers  # type: ignore[index]
 
     def _show_state(self, tower: Tower, params: list[Tensor]) -> None:
         """Let `state[p]` show each parameter's part of the flat buffers, as torch's optimizers do."""
@@ -193,6 +197,11 @@ def _refuse_unknown(group: dict[str, Any]) -> None:
         )
 
 
+def _refuse_wish(nonfinite: object) -> None:
+    if nonfinite not in ("skip", "propagate"):
+        raise InputError(f"nonfinite={nonfinite!r}", instead='choose "skip" or "propagate"')
+
+
 def _refuse_untrainable(params: list[Tensor]) -> None:
     for p in params:
         if not p.is_floating_point():
@@ -212,7 +221,9 @@ def _refuse_foreign(ours: dict[str, Any], theirs: dict[str, Any], tower: dict[st
             why=f"  group {i} of the state:     {theirs['stack']}\n  group {i} of the optimizer: {ours['stack']}",
             instead="make the optimizer with the stack of the state",
         )
-    for bucket in tower["buckets"]:
-        sizes = sum(ours["params"][k].numel() for k in bucket["index"] if k < len(ours["params"]))
-        if sizes != bucket["flats"]["grad"].numel():
-            raise InputError("this state belongs to parameters of other shapes", instead="load it for the same model")
+    if tower.get("shapes") != _shapes(ours):
+        raise InputError("this state belongs to parameters of other shapes", instead="load it for the same model")
+
+
+def _shapes(group: dict[str, Any]) -> list[list[int]]:
+    return [list(p.shape) for p in group["params"]]

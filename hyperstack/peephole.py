@@ -1,0 +1,194 @@
+"""The same results with fewer operations, and fewer of them on large tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from hyperstack.program import Node, Program, Slot, renamed
+
+aten = torch.ops.aten
+
+
+def shorten(program: Program) -> Program:
+    """All passes, in order."""
+    for improve in (drop_repeated, move_scalars_out, use_dot, drop_repeated, drop_unused):
+        program = improve(program)
+    return program
+
+
+def drop_repeated(program: Program) -> Program:
+    """What is computed twice is computed once, and what changes nothing not at all."""
+    same: dict[Slot, Slot] = {}
+    seen: dict[str, Slot] = {}
+    kept: list[Node] = []
+    for node in program.nodes:
+        args, kwargs = renamed(node.args, same), {k: renamed(v, same) for k, v in node.kwargs.items()}
+        key = repr((node.function, args, sorted(kwargs.items())))
+        if node.function in (aten.detach.default, aten.alias.default):
+            same[node.out] = args[0]
+        elif key in seen:
+            same[node.out] = seen[key]
+        else:
+            seen[key] = node.out
+            kept.append(Node(node.function, args, kwargs, node.out))
+    outputs = [same.get(slot, slot) for slot in program.outputs]
+    return replace(program, nodes=kept, outputs=outputs)
+
+
+def drop_unused(program: Program) -> Program:
+    """What no result needs is left out."""
+    needed = set(program.outputs)
+    kept = []
+    for node in reversed(program.nodes):
+        if node.out in needed:
+            kept.append(node)
+            needed.update(node.reads())
+    return replace(program, nodes=kept[::-1])
+
+
+def use_dot(program: Program) -> Program:
+    """The sum of a product of two vectors in one pass, without the product in memory."""
+    products = {n.out: n for n in program.nodes if n.function is aten.mul.Tensor and _vectors(program, n.args)}
+    kept = []
+    for node in program.nodes:
+        if _sums(program, node) and node.args[0] in products:
+            node = Node(aten.dot.default, products[node.args[0]].args, {}, node.out)
+        kept.append(node)
+    return replace(program, nodes=kept)
+
+
+def _vectors(program: Program, args: tuple[Any, ...]) -> bool:
+    """Whether the arguments are vectors of one length and floating dtype."""
+    if not all(isinstance(a, Slot) for a in args):
+        return False
+    specs = [program.spec(a) for a in args]
+    alike = all(s.shape == specs[0].shape and s.dtype == specs[0].dtype for s in specs)
+    return alike and specs[0].dim() == 1 and specs[0].is_floating_point()
+
+
+def _sums(program: Program, node: Node) -> bool:
+    """Whether a node sums a whole vector to one number of the same dtype."""
+    if node.function not in (aten.sum.default, aten.sum.dim_IntList):
+        return False
+    source, result = program.spec(node.args[0]), program.spec(node.out)
+    return source.dim() == 1 and result.dim() == 0 and result.dtype == source.dtype
+
+
+class move_scalars_out:
+    """Multiplications of a vector by a number wait until the vector has become a number itself, or has to be known.
+
+    Each vector is thought of as (number) x (another vector): signs and coefficients then meet the sums, where they
+    cost one operation on a number instead of one on the whole block.
+    """
+
+    def __new__(cls, program: Program) -> Program:  # type: ignore[misc]
+        """The improved program."""
+        self = super().__new__(cls)
+        self.program, self.kept, self.factors, self.known = program, [], {}, {}
+        for node in program.nodes:
+            self._take(node)
+        for slot in program.outputs:
+            self._materialize(slot)
+        outputs = [self.known.get(slot, slot) for slot in program.outputs]
+        return replace(program, nodes=self.kept, outputs=outputs)
+
+    program: Program
+    kept: list[Node]
+    factors: dict[Slot, tuple[Slot, list[Any]]]
+    known: dict[Slot, Slot]
+
+    def _take(self, node: Node) -> None:
+        rule: Callable[[Node], bool] | None = {
+            aten.neg.default: self._neg,
+            aten.mul.Tensor: self._mul,
+            aten.mul.Scalar: self._mul,
+            aten.div.Tensor: self._div,
+            aten.sum.default: self._sum,
+            aten.sum.dim_IntList: self._sum,
+        }.get(node.function)
+        if rule is not None and rule(node):
+            return
+        for slot in node.reads():
+            self._materialize(slot)
+        kwargs = {k: renamed(v, self.known) for k, v in node.kwargs.items()}
+        self.kept.append(Node(node.function, renamed(node.args, self.known), kwargs, node.out))
+
+    def _neg(self, node: Node) -> bool:
+        return self._scaled(node, node.args[0], [-1.0])
+
+    def _mul(self, node: Node) -> bool:
+        a, b = node.args
+        if isinstance(b, Slot) and _vectors(self.program, (a, b)):
+            (base_a, factors_a), (base_b, factors_b) = self._parts(a), self._parts(b)
+            return self._combined(node, (base_a, base_b), factors_a + factors_b)
+        if self._is_number(b):
+            return self._scaled(node, a, [b])
+        return self._is_number(a) and self._scaled(node, b, [a])
+
+    def _div(self, node: Node) -> bool:
+        a, b = node.args
+        if not isinstance(b, Slot) or not _vectors(self.program, (a, b)):
+            return False
+        (base_a, factors_a), (base_b, factors_b) = self._parts(a), self._parts(b)
+        return not factors_b and self._combined(node, (base_a, base_b), factors_a)
+
+    def _sum(self, node: Node) -> bool:
+        if not _sums(self.program, node) or not self._parts(node.args[0])[1]:
+            return False
+        base, factors = self._parts(node.args[0])
+        summed = self.program.add(self.program.spec(node.out))
+        self.kept.append(Node(node.function, (base, *node.args[1:]), node.kwargs, summed))
+        for i, factor in enumerate(factors):
+            last = i == len(factors) - 1
+            out = node.out if last else self.program.add(self.program.spec(node.out))
+            self.kept.append(Node(aten.mul.Tensor, (summed, renamed(factor, self.known)), {}, out))
+            summed = out
+        return True
+
+    def _is_number(self, value: Any) -> bool:
+        return isinstance(value, (int, float)) or (isinstance(value, Slot) and self.program.spec(value).dim() == 0)
+
+    def _parts(self, slot: Slot) -> tuple[Slot, list[Any]]:
+        return self.factors.get(slot, (slot, []))
+
+    def _scaled(self, node: Node, vector: Slot, factors: list[Any]) -> bool:
+        """Remember a node as a multiple of a vector, if it is one."""
+        alike = self.program.spec(node.out)
+        if alike.dim() != 1 or not alike.is_floating_point() or self.program.spec(vector).dtype != alike.dtype:
+            return False
+        base, before = self._parts(vector)
+        self.factors[node.out] = (base, before + factors)
+        return True
+
+    def _combined(self, node: Node, bases: tuple[Slot, Slot], factors: list[Any]) -> bool:
+        """A product or quotient of two vectors, without their factors."""
+        if not factors:
+            self.kept.append(Node(node.function, renamed(bases, self.known), {}, node.out))
+        else:
+            plain = self.program.add(self.program.spec(node.out))
+            self.kept.append(Node(node.function, renamed(bases, self.known), {}, plain))
+            self.factors[node.out] = (plain, factors)
+        return True
+
+    def _materialize(self, slot: Slot) -> None:
+        """Compute a multiple of a vector after all."""
+        if slot in self.factors and slot not in self.known:
+            base, factors = self.factors[slot]
+            numbers = [f for f in factors if not isinstance(f, Slot)]
+            total: Any = 1.0
+            for n in numbers:
+                total = total * n
+            for factor in (f for f in factors if isinstance(f, Slot)):
+                if isinstance(total, float) and total == 1.0:
+                    total = factor
+                    continue
+                out = self.program.add(self.program.spec(factor))
+                self.kept.append(Node(aten.mul.Tensor, (factor, total), {}, out))
+                total = out
+            out = self.program.add(self.program.spec(slot))
+            self.kept.append(Node(aten.mul.Tensor, (base, total), {}, out))
+            self.known[slot] = out
