@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -101,7 +102,8 @@ class move_scalars_out:
     factors: dict[Slot, tuple[Slot, list[Any]]]
     known: dict[Slot, Slot]
 
-    def _take(self, node: Node) -> None:
+    def take(self, node: Node) -> None:
+        """One node, in order: remembered as a multiple, or kept."""
         rule: Callable[[Node], bool] | None = {
             aten.neg.default: self._neg,
             aten.mul.Tensor: self._mul,
@@ -178,12 +180,9 @@ class move_scalars_out:
         """Compute a multiple of a vector after all."""
         if slot in self.factors and slot not in self.known:
             base, factors = self.factors[slot]
-            numbers = [f for f in factors if not isinstance(f, Slot)]
-            total: Any = 1.0
-            for n in numbers:
-                total = total * n
+            total: Any = math.prod(f for f in factors if not isinstance(f, Slot))
             for factor in (f for f in factors if isinstance(f, Slot)):
-                if isinstance(total, float) and total == 1.0:
+                if total == 1:
                     total = factor
                     continue
                 out = self.program.add(self.program.spec(factor))

@@ -1,0 +1,1 @@
+"""What `hyperstack bench` runs: workloads, contestants, and fair measurement."""

@@ -1,0 +1,119 @@
+"""The optimizers that are compared, each as a function from a model to one training step."""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import hyperstack as hs
+from hyperstack.telemetry.recorder import Recorder, Rows
+from hyperstack_cli.benchmark.workloads import Workload
+
+Step = Callable[[Tensor, Tensor], float]
+"""One training step on a batch; returns the seconds that the optimizer's part took."""
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A name for the table, and how to make a step for a model."""
+
+    name: str
+    make: Callable[[nn.Module, Workload], Step]
+
+
+def _ordinary(
+    optimizer: Callable[[nn.Module], torch.optim.Optimizer], record: bool = False
+) -> Callable[[nn.Module, Workload], Step]:
+    """The ordinary loop with an optimizer, and with a recorder that keeps every row if asked for."""
+
+    def make(model: nn.Module, workload: Workload) -> Step:
+        opt = optimizer(model)
+        recorder = Recorder(opt, [_Nowhere()]) if record and isinstance(opt, hs.HyperOptimizer) else None
+        count = 0
+
+        def step(inputs: Tensor, targets: Tensor) -> float:
+            nonlocal count
+            opt.zero_grad()
+            loss = workload.loss(model(inputs), targets)
+            loss.backward()
+            _wait(inputs)
+            started = time.perf_counter()
+            opt.step()
+            if recorder:
+                count += 1
+                recorder.record(count, loss)
+            _wait(inputs)
+            return time.perf_counter() - started
+
+        return step
+
+    return make
+
+
+class _Nowhere:
+    """A sink that drops its rows: what is measured is the recorder, not a disk."""
+
+    def open(self, columns: list[str]) -> None:
+        """Nothing to open."""
+
+    def write(self, rows: Rows) -> None:
+        """Drop them."""
+
+    def flush(self) -> None:
+        """Nothing to flush."""
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+def _gdtuo(model: nn.Module, workload: Workload) -> Step:
+    """The published implementation, Adam / SGD(1e-5); its optimizer cannot be timed apart from its loop."""
+    gdtuo: Any = importlib.import_module("gradient_descent_the_ultimate_optimizer.gdtuo")
+    wrapped = gdtuo.ModuleWrapper(model, optimizer=gdtuo.Adam(optimizer=gdtuo.SGD(1e-5)))
+    wrapped.initialize()
+
+    def step(inputs: Tensor, targets: Tensor) -> float:
+        wrapped.begin()
+        loss = workload.loss(wrapped.forward(inputs), targets)
+        wrapped.zero_grad()
+        loss.backward(create_graph=True)
+        started = time.perf_counter()
+        wrapped.step()
+        return time.perf_counter() - started
+
+    return step
+
+
+def _wait(like: Tensor) -> None:
+    if like.is_cuda:
+        torch.cuda.synchronize(like.device)
+
+
+def contestants() -> dict[str, Contestant]:
+    """Every contestant by name; the first one is what the others are compared with."""
+
+    def torch_adam(**options: Any) -> Callable[[nn.Module], torch.optim.Optimizer]:
+        return lambda model: torch.optim.Adam(model.parameters(), **options)
+
+    def stack(text: str) -> Callable[[nn.Module], torch.optim.Optimizer]:
+        return lambda model: hs.HyperOptimizer(model.parameters(), text)
+
+    found = [
+        Contestant("torch Adam", _ordinary(torch_adam())),
+        Contestant("torch Adam, foreach", _ordinary(torch_adam(foreach=True))),
+        Contestant("torch Adam, fused", _ordinary(torch_adam(fused=True))),
+        Contestant("Adam", _ordinary(stack("Adam"))),
+        Contestant("Adam / SGD", _ordinary(stack("Adam / SGD(1e-5)"))),
+        Contestant("Adam / SGD, clip", _ordinary(stack("Adam / SGD(1e-5, clip)"))),
+        Contestant("Adam / SGD, recorded", _ordinary(stack("Adam / SGD(1e-5)"), record=True)),
+        Contestant("Adam / SGD / SGD", _ordinary(stack("Adam / SGD(1e-5) / SGD(1e-9)"))),
+    ]
+    if importlib.util.find_spec("gradient_descent_the_ultimate_optimizer"):
+        found.append(Contestant("gdtuo Adam / SGD", _gdtuo))
+    return {c.name: c for c in found}

@@ -1,0 +1,113 @@
+"""Fair measurement: contestants take turns step by step, so that what slows the machine slows them all."""
+
+from __future__ import annotations
+
+import gc
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+
+import torch
+
+from hyperstack_cli.benchmark.contestants import Contestant, contestants
+from hyperstack_cli.benchmark.workloads import WORKLOADS, Workload, plain
+
+WARM_UP = 5
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What one contestant needed for a step, in milliseconds; ratios are medians of step-by-step ratios.
+
+    `whole`, `optimizer`: medians; `spread`: the quartiles of the whole step's ratio to the first contestant; `first`:
+    of the first step, with all that is made, traced or compiled then; `memory`: peak in MiB, None if not measured.
+    """
+
+    contestant: str
+    whole: float
+    optimizer: float
+    ratio: float
+    spread: tuple[float, float]
+    optimizer_ratio: float
+    first: float
+    memory: float | None
+
+
+def workload(name: str) -> Workload:
+    """A workload by name, or the trivial one over that many parameters."""
+    return WORKLOADS[name] if name in WORKLOADS else plain(int(float(name)))
+
+
+def race(chosen: list[Contestant], task: Workload, seconds: float, device: torch.device) -> list[Figures]:
+    """Let the contestants take turns for about `seconds`, and compare them with the first."""
+    torch.manual_seed(0)
+    inputs, targets = (x.to(device) for x in task.batch())
+    model = task.model()
+    steps, first = [], []
+    for contestant in chosen:
+        copy = task.model()
+        copy.load_state_dict(model.state_dict())
+        steps.append(contestant.make(copy.to(device), task))
+        started = time.perf_counter()
+        steps[-1](inputs, targets)
+        first.append(time.perf_counter() - started)
+    wholes: list[list[float]] = [[] for _ in chosen]
+    optimizers: list[list[float]] = [[] for _ in chosen]
+    gc.collect()
+    ends = time.perf_counter() + seconds
+    turn = 0
+    while turn < WARM_UP + 3 or time.perf_counter() < ends:
+        turn += 1
+        for i in sorted(range(len(chosen)), key=lambda i: (i + turn) % len(chosen)):
+            started = time.perf_counter()
+            optimizer = steps[i](inputs, targets)
+            if turn > WARM_UP:
+                wholes[i].append(time.perf_counter() - started)
+                optimizers[i].append(optimizer)
+    return [_figures(c, wholes, optimizers, i, first[i]) for i, c in enumerate(chosen)]
+
+
+def _figures(
+    contestant: Contestant, wholes: list[list[float]], optimizers: list[list[float]], i: int, first: float
+) -> Figures:
+    ratios = [a / b for a, b in zip(wholes[i], wholes[0], strict=True)]
+    low, _, high = statistics.quantiles(ratios, n=4)
+    return Figures(
+        contestant.name,
+        whole=1e3 * statistics.median(wholes[i]),
+        optimizer=1e3 * statistics.median(optimizers[i]),
+        ratio=statistics.median(ratios),
+        spread=(low, high),
+        optimizer_ratio=statistics.median(a / b for a, b in zip(optimizers[i], optimizers[0], strict=True)),
+        first=1e3 * first,
+        memory=None,
+    )
+
+
+def peak_memory(contestant: str, task: str, device: str, steps: int = 8) -> float:
+    """Peak memory of `steps` training steps in a process of its own, in MiB, less what it held before the model."""
+    code = f"from hyperstack_cli.benchmark.measure import _alone; _alone({contestant!r}, {task!r}, {device!r}, {steps})"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return float(json.loads(ended.stdout))
+
+
+def _alone(contestant: str, task: str, device: str, steps: int) -> None:
+    chosen, place = workload(task), torch.device(device)
+    inputs, targets = (x.to(place) for x in chosen.batch())
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    step = contestants()[contestant].make(chosen.model().to(place), chosen)
+    for _ in range(steps):
+        step(inputs, targets)
+    if place.type == "cuda":
+        print(torch.cuda.max_memory_allocated(place) / 2**20)
+    else:
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before)
+
+
+def as_json(figures: list[Figures]) -> list[dict[str, object]]:
+    """Plain values."""
+    return [asdict(f) for f in figures]

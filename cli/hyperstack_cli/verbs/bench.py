@@ -1,0 +1,90 @@
+"""`hyperstack bench`: what a tower costs on the machine at hand."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import click
+
+from hyperstack_cli.screen import number, out
+
+WORKLOADS = ("mnist", "gpt", "resnet")
+
+
+@click.command()
+@click.argument("workloads", nargs=-1, metavar="[WORKLOAD]...")
+@click.option("--seconds", type=click.FloatRange(min=0.1), default=10.0, show_default=True, help="For each workload.")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, ...")
+@click.option("--memory", is_flag=True, help="Measure peak memory too, in a process for each contestant.")
+@click.option("--only", multiple=True, metavar="NAME", help="Only these contestants; the first is compared with.")
+@click.option("--json", "as_json", is_flag=True, help="The same as JSON, for programs.")
+def command(
+    workloads: tuple[str, ...], seconds: float, device: str, memory: bool, only: tuple[str, ...], as_json: bool
+) -> None:
+    """Time whole training steps with torch.optim.Adam, with towers over Adam, and with the published implementation
+    (gdtuo) where it is installed.
+
+    WORKLOAD is mnist (the default), gpt, resnet, or a number of parameters such as 1e6 under a trivial loss. The
+    contestants take turns, step by step; ratios are medians of the ratios of neighbouring steps, with their quartiles.
+
+    \b
+    hyperstack bench
+    hyperstack bench gpt resnet --seconds 60 --memory
+    hyperstack bench 1e4 1e5 1e6 1e7
+    hyperstack bench --only "torch Adam" --only "Adam / SGD"
+    """
+    import torch
+    from rich.table import Table
+
+    from hyperstack.errors import InputError
+    from hyperstack_cli.benchmark.contestants import contestants
+    from hyperstack_cli.benchmark.measure import as_json as plain
+    from hyperstack_cli.benchmark.measure import peak_memory, race, workload
+
+    known = contestants()
+    for name in only:
+        if name not in known:
+            raise InputError(f"there is no contestant {name!r}", instead="choose among " + ", ".join(map(repr, known)))
+    for name in workloads:
+        if name not in WORKLOADS and not _count(name):
+            raise InputError(
+                f"there is no workload {name!r}", instead="choose mnist, gpt, resnet, or a number such as 1e6"
+            )
+    chosen = [known[name] for name in only or known]
+    results = {}
+    for name in workloads or ("mnist",):
+        task = workload(name)
+        figures = race(chosen, task, seconds, torch.device(device))
+        if memory:
+            figures = [replace(f, memory=peak_memory(f.contestant, name, device)) for f in figures]
+        results[name] = plain(figures)
+        if as_json:
+            continue
+        table = Table(
+            title=f"{task.about}, {device}, {torch.get_num_threads()} threads", title_justify="left", box=None
+        )
+        table.add_column("")
+        for heading in ("step ms", "ratio", "quartiles", "optimizer ms", "ratio", "first ms", *["MiB"] * memory):
+            table.add_column(heading, justify="right")
+        for f in figures:
+            spread = f"{f.spread[0]:.2f}-{f.spread[1]:.2f}"
+            row = [
+                number(f.whole),
+                f"{f.ratio:.2f}",
+                spread,
+                number(f.optimizer),
+                f"{f.optimizer_ratio:.2f}",
+                number(f.first),
+            ]
+            table.add_row(f.contestant, *row, *[number(f.memory)] * memory)
+        out().print(table)
+    if as_json:
+        click.echo(json.dumps({"torch": torch.__version__, "device": device, "workloads": results}))
+
+
+def _count(text: str) -> bool:
+    try:
+        return 1 <= float(text) <= 1e9
+    except ValueError:
+        return False
