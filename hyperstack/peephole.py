@@ -79,28 +79,35 @@ def _sums(program: Program, node: Node) -> bool:
     return source.dim() == 1 and result.dim() == 0 and result.dtype == source.dtype
 
 
-class move_scalars_out:
+def move_scalars_out(program: Program) -> Program:
     """Multiplications of a vector by a number wait until the vector has become a number itself, or has to be known.
 
-    Each vector is thought of as (number) x (another vector): signs and coefficients then meet the sums, where they
+    Each vector is thought of as (numbers) x (another vector): signs and coefficients then meet the sums, where they
     cost one operation on a number instead of one on the whole block.
     """
+    mover = _Mover(program)
+    for node in program.nodes:
+        mover.take(node)
+    return mover.finish()
 
-    def __new__(cls, program: Program) -> Program:  # type: ignore[misc]
+
+class _Mover:
+    """`factors[slot]` is (base, numbers) where the slot is that multiple of its base; `known[slot]` its slot once
+    it had to be computed after all.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.kept: list[Node] = []
+        self.factors: dict[Slot, tuple[Slot, list[Any]]] = {}
+        self.known: dict[Slot, Slot] = {}
+
+    def finish(self) -> Program:
         """The improved program."""
-        self = super().__new__(cls)
-        self.program, self.kept, self.factors, self.known = program, [], {}, {}
-        for node in program.nodes:
-            self._take(node)
-        for slot in program.outputs:
+        for slot in self.program.outputs:
             self._materialize(slot)
-        outputs = [self.known.get(slot, slot) for slot in program.outputs]
-        return replace(program, nodes=self.kept, outputs=outputs)
-
-    program: Program
-    kept: list[Node]
-    factors: dict[Slot, tuple[Slot, list[Any]]]
-    known: dict[Slot, Slot]
+        outputs = [self.known.get(slot, slot) for slot in self.program.outputs]
+        return replace(self.program, nodes=self.kept, outputs=outputs)
 
     def take(self, node: Node) -> None:
         """One node, in order: remembered as a multiple, or kept."""

@@ -9,54 +9,107 @@ line incomplete, and readers stop before it.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hyperstack.errors import InputError
+from hyperstack.errors import HyperstackError, InputError, RunError
 from hyperstack.telemetry.recorder import Rows
 
 FORMAT, VERSION = "hyperstack record", 1
 
 
 class JsonLines:
-    """A sink that writes a record; an existing one is continued behind its row of step `after`."""
+    """A sink that writes a record: a new one, or with `after` an existing one behind its row of step `after`.
+
+    With `after`, rows behind that step are dropped; a record that does not reach it is an InputError and stays as it
+    is. One process writes a record at a time; that it is taken is an InputError, too. A failed write is a RunError.
+    """
 
     def __init__(self, path: str | Path, after: int | None = None) -> None:
         self.path, self.after = Path(path), after
-        self._file: TextIO | None = None
+        self._file: BinaryIO | None = None
 
     def open(self, columns: list[str]) -> None:
         """Start the file, or cut off what lies behind step `after` and go on."""
-        if self.after is not None and self.path.exists():
-            _truncate(self.path, columns, self.after)
-            self._file = self.path.open("a", encoding="ascii")
-        else:
-            self._file = self.path.open("w", encoding="ascii")
-            header = {"format": FORMAT, "version": VERSION, "columns": columns}
-            self._file.write(json.dumps(header) + "\n")
-            self._file.flush()
+        if self.after and not self.path.exists():
+            raise InputError(f"{self.path} is missing", why="the run cannot go on without it", instead=ANEW)
+        with _failures(self.path):
+            file = self.path.open("a+b")  # unlike "wb" it cuts nothing before the file is known to be ours
+        try:
+            _lock(self.path, file)
+            kept = _kept(self.path, columns, self.after) if self.after else 0
+            with _failures(self.path):
+                file.truncate(kept)
+                if not kept:
+                    header = {"format": FORMAT, "version": VERSION, "columns": columns}
+                    file.write(json.dumps(header).encode("ascii") + b"\n")
+                file.flush()
+        except BaseException:
+            with suppress(OSError):
+                file.close()
+            raise
+        self._file = file
 
     def write(self, rows: Rows) -> None:
         """One line a row."""
         assert self._file is not None, "open() comes before write()"
-        self._file.write("".join(_line(row) for row in rows.tolist()))
+        with _failures(self.path):
+            self._file.write("".join(_line(row) for row in rows.tolist()).encode("ascii"))
 
     def flush(self) -> None:
         """Hand the lines to the operating system, where they outlive this process."""
         assert self._file is not None, "open() comes before flush()"
-        self._file.flush()
+        with _failures(self.path):
+            self._file.flush()
 
     def close(self) -> None:
         """Close the file."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        file, self._file = self._file, None
+        if file is not None:
+            with _failures(self.path):
+                file.close()
+
+
+ANEW = "start a new run in another folder"
+
+
+@contextmanager
+def _failures(path: Path) -> Iterator[None]:
+    """What the system says of a file it cannot write, as an error of ours."""
+    try:
+        yield
+    except OSError as error:
+        raise write_error(path, error) from None
+
+
+def write_error(path: Path, error: OSError) -> HyperstackError:
+    """An InputError where the place may not be written to at all, a RunError where the machine fails (a full disk)."""
+    forbidden = isinstance(error, PermissionError) or error.errno == errno.EROFS
+    kind, instead = (InputError, "choose another folder") if forbidden else (RunError, "")
+    return kind(f"cannot write {path}", why=str(error.strerror or error), instead=instead)
+
+
+def _lock(path: Path, file: BinaryIO) -> None:
+    """Take the file for this process until it is closed, where the system knows such locks."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(f"another process is writing {path}", instead="wait for it, or end it") from None
+    except OSError:  # a network drive without locks
+        return
 
 
 def _line(row: list[float]) -> str:
@@ -85,31 +138,29 @@ class Record:
         return len(self.columns["step"])
 
 
-def read_record(path: str | Path) -> Record:
-    """Every whole row of a record; an InputError where the file is none, or of a newer format."""
+def read_record(path: str | Path, block: int = 4096) -> Record:
+    """Every whole row of a record; an InputError where the file is none, is damaged, or of a newer format."""
     path = Path(path)
-    columns, rows = _read(path)
-    array = np.array(rows, dtype=np.float64).reshape(len(rows), len(columns))
+    try:
+        with path.open(encoding="ascii", errors="replace", newline="\n") as file:
+            columns = _header(path, file.readline())
+            blocks, rows = [np.empty((0, len(columns)))], []
+            for number, line in enumerate(file, start=2):
+                if not line.endswith("\n"):
+                    break  # what a killed run leaves
+                rows.append(_row(path, number, line, len(columns)))
+                if len(rows) == block:  # as an array they take a fifth of the memory
+                    blocks.append(np.array(rows, np.float64))
+                    rows = []
+    except OSError as error:
+        raise InputError(f"cannot read {path}", why=str(error.strerror or error), instead=NAME_A_RUN) from None
+    if rows:
+        blocks.append(np.array(rows, np.float64))
+    array = np.concatenate(blocks)
     return Record({name: array[:, i] for i, name in enumerate(columns)})
 
 
-def _read(path: Path) -> tuple[list[str], list[list[float | None]]]:
-    try:
-        text = path.read_text(encoding="ascii", errors="replace")
-    except OSError as error:
-        raise InputError(f"cannot read {path}", why=str(error.strerror or error)) from None
-    lines = text.split("\n")[:-1]  # what follows the last line break is not a whole line
-    columns = _header(path, lines[0] if lines else "")
-    rows: list[list[float | None]] = []
-    for line in lines[1:]:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            break
-        if not isinstance(row, list) or len(row) != len(columns):
-            break
-        rows.append(row)
-    return columns, rows
+NAME_A_RUN = "name a folder that hyperstack train made"
 
 
 def _header(path: Path, line: str) -> list[str]:
@@ -118,26 +169,45 @@ def _header(path: Path, line: str) -> list[str]:
         if header["format"] != FORMAT:
             raise KeyError
         version, columns = int(header["version"]), [str(c) for c in header["columns"]]
-    except (ValueError, KeyError, TypeError):
-        raise InputError(f"{path} is not a hyperstack record", instead="name a run folder") from None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise InputError(f"{path} is not a hyperstack record, or its first line is damaged", instead=NAME_A_RUN) from None
     if version > VERSION:
         raise InputError(
             f"{path} is of format version {version}",
             why=f"this hyperstack reads versions up to {VERSION}",
             instead="install a newer hyperstack",
         )
+    keys = [column.removesuffix(".value") for column in columns[2::3]]
+    if columns != ["step", "loss", *(f"{key}.{what}" for key in keys for what in ("value", "grad", "clip"))]:
+        raise InputError(f"{path} has other columns than a hyperstack record", instead=NAME_A_RUN)
     return columns
 
 
-def _truncate(path: Path, columns: list[str], after: int) -> None:
-    """Drop the rows behind step `after`, and a line that is not whole."""
-    if _header(path, path.open(encoding="ascii", errors="replace").readline()) != columns:
-        raise InputError(f"{path} records other hyperparameters", instead="resume with the stack of the run")
-    kept = 0
+def _row(path: Path, number: int, line: str, width: int) -> list[float | None]:
+    try:
+        row = json.loads(line, parse_int=float)
+    except (ValueError, RecursionError):
+        row = None
+    if not isinstance(row, list) or len(row) != width or not {type(x) for x in row} <= {float, type(None)}:
+        raise InputError(f"{path} is damaged in line {number}", instead="cut it there to read what precedes that line")
+    return row
+
+
+def _kept(path: Path, columns: list[str], after: int) -> int:
+    """The bytes of a record up to its row of step `after`."""
     with path.open("rb") as file:
-        for number, line in enumerate(file):
-            if not line.endswith(b"\n") or (number and int(line[1:].split(b",", 1)[0]) > after):
+        line = file.readline()
+        if _header(path, line.decode("ascii", errors="replace")) != columns:
+            raise InputError(f"{path} records other hyperparameters", instead="resume with the stack of the run")
+        kept, step = len(line), 0
+        for number, line in enumerate(file, start=2):
+            if not line.endswith(b"\n"):
                 break
-            kept += len(line)
-    with path.open("rb+") as file:
-        file.truncate(kept)
+            step = int(_row(path, number, line.decode("ascii", errors="replace"), len(columns))[0] or 0)
+            if step <= after:
+                kept += len(line)
+            if step >= after:
+                break
+    if step < after:
+        raise InputError(f"{path} ends before step {after}, that of the checkpoint", instead=ANEW)
+    return kept
