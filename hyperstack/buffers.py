@@ -60,6 +60,8 @@ def cut(segments: Segments, splittable: Sequence[bool], device: torch.device) ->
     room = BLOCK
     for i, count in enumerate(segments.sizes):
         done = 0
+        if not count:
+            ranges[-1].append((i, 0, 0))  # so that a block's tensors have no gaps
         while done < count:
             if room <= 0:
                 ranges, room = [*ranges, []], BLOCK
@@ -84,8 +86,8 @@ class Bucket:
 
     `index`: which of the tower's tensors; `flats`: "state.NAME", the rule's state (*before* the last update while
     `pending`, else after it), "grad", the transformed gradient of that update, and "params", the parameters before
-    it, where the rule reads them; `coefficients`: those of that update, one after another; `transforms`: one state
-    a transform.
+    it, where the rule reads them; `coefficients`: those of that update, one after another; `nothing`: a 0 for each
+    element of those that depend on anything learned; `transforms`: one state a transform.
     """
 
     def __init__(self, level: Level, index: list[int], tensors: Sequence[Tensor]) -> None:
@@ -103,6 +105,8 @@ class Bucket:
         shapes: dict[str, tuple[int, ...]] = {n: (len(index),) * d for n, d in level.coefficient_dims.items()}
         self.layout = Layout(shapes)
         self.coefficients = torch.zeros(self.layout.total, dtype=dtype, device=device)
+        depending = Layout({name: shapes[name] for name in level.depends})
+        self.nothing = torch.zeros(depending.total, dtype=dtype, device=device)
         self.pending = False
 
     @property

@@ -62,7 +62,7 @@ class Tower:
     def __init__(self, stack: Stack, tensors: Sequence[Tensor], nonfinite: str = "skip") -> None:
         self.stack, self.nonfinite = stack, nonfinite
         self.levels: list[Level] = []
-        count, device = len(tensors), tensors[0].device
+        count, device = len(tensors), tensors[0].device if len(tensors) else torch.device("cpu")
         for rule, resolved in zip(stack, stack.resolve(), strict=True):
             self.levels.append(Level(rule, resolved, count, device))
             count = len(self.levels[-1].learned)
@@ -72,7 +72,8 @@ class Tower:
         self.cells = self.layout.pack(cells)
         self.buckets: list[Bucket] = []
         self.steps = self.cells.new_zeros(0)
-        self._schedule = (1.0, self.cells.new_ones(()))
+        self._one = self.cells.new_ones(())
+        self._schedule = (1.0, self._one)
         self._tapes: dict[tuple[Any, ...], Tape] = {}
 
     def _new_cells(self, k: int) -> Tensors:
@@ -108,20 +109,16 @@ class Tower:
         self._arrange(tensors, grads)
         gradients = [bucket.pick(grads) for bucket in self.buckets]
         inputs = {"cells": self.cells, "steps": self.steps, "schedule": self._schedule_tensor(schedule)}
-        measured = []
+        inputs["moving"] = torch.stack([self._one if found else self._one * 0 for found in gradients])
         for b, bucket in enumerate(self.buckets):
-            if bucket.pending:
-                products = self._pull(bucket, gradients[b])
-                if products is not None:
-                    measured.append(b)
-                    inputs[f"products.{b}"] = products
-        moving = [b for b, found in enumerate(gradients) if found]
-        outputs = self._tape(("climb", *measured, "moving", *moving), partial(self._climb, measured, moving))(inputs)
+            inputs[f"products.{b}"] = self._pull(bucket, gradients[b])
+        outputs = self._tape(("climb",), self._climb)(inputs)
         self.cells = outputs["cells"]
         self.steps.copy_(outputs["steps"])
-        for b in moving:
-            self.buckets[b].coefficients = outputs[f"coefficients.{b}"]
-            self._push(self.buckets[b], self.buckets[b].pick(tensors) or [], gradients[b] or [])
+        for b, bucket in enumerate(self.buckets):
+            if found := gradients[b]:
+                bucket.coefficients = outputs[f"coefficients.{b}"]
+                self._push(bucket, bucket.pick(tensors) or [], found)
 
     def _schedule_tensor(self, schedule: float | Tensor) -> Tensor:
         """The schedule factor as a tensor, a new one only where it changed."""
@@ -158,12 +155,15 @@ class Tower:
 
     # -- the parameters: pull and push -------------------------------------------------------------------------
 
-    def _pull(self, bucket: Bucket, cotangents: list[Tensor] | None) -> Tensor | None:
+    def _pull(self, bucket: Bucket, cotangents: list[Tensor] | None) -> Tensor:
         """The products of cotangents with the derivative of a bucket's last update by each coefficient in `depends`.
 
-        Brings the bucket's state up to date; without cotangents (no gradient in this step) only that.
+        Brings the bucket's state up to date; without cotangents (no gradient in this step) only that. A bucket that
+        was not updated in the last step adds nothing.
         """
-        total = None
+        total = bucket.nothing
+        if not bucket.pending:
+            return total
         coefficients = bucket.layout.unpack(bucket.coefficients)
         for block in bucket.blocks:
             inputs = {**bucket.inputs(block), **coefficients}
@@ -172,8 +172,8 @@ class Tower:
             tape = self._block_tape(bucket, block, "pull" if cotangents else "advance", self._pull_block)
             outputs = tape(inputs)
             bucket.write_state(block, outputs)
-            products = outputs.get("products")
-            total = products if total is None or products is None else total + products
+            if "products" in outputs:
+                total = outputs["products"] if total is bucket.nothing else total + outputs["products"]
         bucket.pending = False
         return total
 
@@ -218,12 +218,12 @@ class Tower:
 
     # -- the scalars: climb ------------------------------------------------------------------------------------
 
-    def _climb(self, measured: list[int], moving: list[int], inputs: Tensors) -> Tensors:
+    def _climb(self, inputs: Tensors) -> Tensors:
         """Every hypergradient, level by level upward, then every update downward: new cells and coefficients."""
         x = self.layout.unpack(inputs["cells"])
         out = dict(x)
         if self.measures:
-            self._measure_primary(measured, inputs, x, out)
+            self._measure_primary(inputs, x, out)
         for k in range(1, len(self.levels)):
             self._measure(k, x, out)
         for k in reversed(range(1, len(self.levels))):
@@ -231,24 +231,24 @@ class Tower:
         out["schedule"] = inputs["schedule"]
         level = self.levels[0]
         values = level.values(out["0.raw"], out["schedule"])
-        steps = list(inputs["steps"].unbind())
-        outputs: Tensors = {}
-        for b in moving:
-            bucket, steps[b] = self.buckets[b], steps[b] + 1
-            coefficients = bucket.layout.pack(level.coefficients(values, steps[b], bucket.index))
+        outputs = {"cells": self.layout.pack(out), "steps": inputs["steps"] + inputs["moving"]}
+        for b, step in enumerate(outputs["steps"].clamp(min=1).unbind()):
+            bucket = self.buckets[b]
+            coefficients = bucket.layout.pack(level.coefficients(values, step, bucket.index))
             outputs[f"coefficients.{b}"] = coefficients.to(bucket.device, bucket.dtype)
-        return {"cells": self.layout.pack(out), "steps": torch.stack(steps), **outputs}
+        return outputs
 
-    def _measure_primary(self, measured: list[int], inputs: Tensors, x: Tensors, out: Tensors) -> None:
+    def _measure_primary(self, inputs: Tensors, x: Tensors, out: Tensors) -> None:
         """ĝ[0] from the products of the buckets."""
         level = self.levels[0]
         outputs, products = [], []
         with torch.enable_grad():
             raw = x["0.raw"].detach().requires_grad_()
             values = level.values(raw, x["schedule"])
-            for b in measured:
-                found = level.coefficients(values, inputs["steps"][b], self.buckets[b].index)
-                outputs.append(torch.cat([found[name].reshape(-1) for name in level.depends]))
+            for b, step in enumerate(inputs["steps"].clamp(min=1).unbind()):
+                found = level.coefficients(values, step, self.buckets[b].index)
+                flat = [found[name].reshape(-1) for name in level.depends]
+                outputs.append(torch.cat([raw[:0], *flat]))
                 products.append(inputs[f"products.{b}"].to(raw.device, raw.dtype))
             out["0.hypergradient"] = _gradient(outputs, [raw], products)
 
