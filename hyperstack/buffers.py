@@ -119,6 +119,11 @@ class Bucket:
         """Of its buffers."""
         return self.flats["grad"].device
 
+    def fits(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether its buffers are where, and of the dtype that, its parameters among `tensors` want."""
+        first = tensors[self.index[0]]
+        return first.device == self.device and compute_dtype(first.dtype) == self.dtype
+
     def pick(self, tensors: Sequence[Tensor | None]) -> list[Tensor] | None:
         """The bucket's own among the tower's `tensors`; None where they are None."""
         chosen = [tensors[i] for i in self.index]
@@ -159,11 +164,15 @@ class Bucket:
         chosen = torch.tensor(keep, device=self.device)
         made.pending = self.pending
         coefficients = self.layout.unpack(self.coefficients)
-        made.coefficients = made.layout.pack({n: c[chosen] if c.dim() else c for n, c in coefficients.items()})
+        kept = made.layout.pack({n: c[chosen] if c.dim() else c for n, c in coefficients.items()})
+        made.coefficients.copy_(kept)
         for name, flat in made.flats.items():
             parts = self.flats[name].split(self.segments.sizes)
             flat.copy_(torch.cat([parts[i] for i in keep]))
-        made.transforms = [{k: v.index_select(0, chosen) for k, v in state.items()} for state in self.transforms]
+        made.transforms = [
+            {name: x.index_select(0, chosen).to(made.device, made.dtype) for name, x in state.items()}
+            for state in self.transforms
+        ]
         return made
 
     def export(self) -> dict[str, Any]:

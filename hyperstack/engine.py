@@ -30,7 +30,7 @@ Scalars are float64. Nothing waits for the device: there is no branch on a tenso
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -75,6 +75,7 @@ class Tower:
         self._one = self.cells.new_ones(())
         self._schedule = (1.0, self._one)
         self._tapes: dict[tuple[Any, ...], Tape] = {}
+        self._kinds: list[tuple[bool, torch.device, torch.dtype]] = []
 
     def _new_cells(self, k: int) -> Tensors:
         level = self.levels[k]
@@ -134,24 +135,41 @@ class Tower:
         return self._tapes[key]
 
     def _arrange(self, tensors: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
-        """Make every bucket one whose tensors all have a gradient, or all have none."""
+        """Make every bucket one whose tensors lie on one device in one dtype, and all have a gradient, or none.
+
+        Tensors may have been moved or converted since the last step: their state follows them.
+        """
+        kinds = [(g is None, t.device, t.dtype) for t, g in zip(tensors, grads, strict=True)]
+        if kinds == self._kinds:
+            return
+        if tensors[0].device != self.cells.device:
+            self._move_cells(tensors[0].device)
         arranged: list[Bucket] = []
         steps: list[Tensor] = []
         for bucket, step in zip(self.buckets, self.steps, strict=True):
-            places = range(len(bucket.index))
-            groups = [[i for i in places if (grads[bucket.index[i]] is None) is absent] for absent in (False, True)]
-            arranged += [bucket.part(keep, tensors) for keep in groups] if all(groups) else [bucket]
+            parts = _grouped(range(len(bucket.index)), [kinds[i] for i in bucket.index].__getitem__)
+            arranged += (
+                [bucket] if len(parts) == 1 and bucket.fits(tensors) else [bucket.part(p, tensors) for p in parts]
+            )
             steps += [step] * (len(arranged) - len(steps))
         known = {i for bucket in arranged for i in bucket.index}
-        fresh: dict[tuple[torch.device, torch.dtype], list[int]] = {}
-        for i, (tensor, grad) in enumerate(zip(tensors, grads, strict=True)):
-            if grad is not None and i not in known:
-                fresh.setdefault((tensor.device, tensor.dtype), []).append(i)
-        arranged += [Bucket(self.levels[0], index, [tensors[i] for i in index]) for index in fresh.values()]
-        steps += [self.cells.new_zeros(())] * len(fresh)
+        fresh = _grouped((i for i, g in enumerate(grads) if g is not None and i not in known), kinds.__getitem__)
+        arranged += [Bucket(self.levels[0], index, [tensors[i] for i in index]) for index in fresh]
+        steps += [self._one * 0] * len(fresh)
         if arranged != self.buckets:
             self.buckets, self.steps = arranged, torch.stack(steps)
             self._tapes.clear()
+        self._kinds = kinds
+
+    def _move_cells(self, device: torch.device) -> None:
+        """Hyperparameters live where the parameters do."""
+        old = self.levels
+        self.levels = [Level(level.rule, level.resolved, level.count, device) for level in old]
+        self.cells, self.steps = (x.to(device, self.levels[0].dtype) for x in (self.cells, self.steps))
+        self._one = self.cells.new_ones(())
+        self._schedule = (1.0, self._one)
+        for bucket in self.buckets:
+            bucket.level = self.levels[0]
 
     # -- the parameters: pull and push -------------------------------------------------------------------------
 
@@ -341,6 +359,15 @@ class Tower:
             bucket.restore(record)
             self.buckets.append(bucket)
         self._tapes.clear()
+        self._kinds = []
+
+
+def _grouped(items: Iterable[int], key: Callable[[int], Hashable]) -> list[list[int]]:
+    """Items with equal keys together, in the order of their first."""
+    groups: dict[Hashable, list[int]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return list(groups.values())
 
 
 def _gradient(outputs: list[Tensor], inputs: list[Tensor], cotangents: list[Tensor]) -> Tensor:

@@ -22,7 +22,7 @@ class Level:
     """
 
     def __init__(self, rule: Rule, resolved: dict[str, Resolved], count: int, device: torch.device) -> None:
-        self.rule, self.resolved = rule, resolved
+        self.rule, self.resolved, self.count = rule, resolved, count
         self.dtype, self.device = scalar_dtype(device), device
         self.learned = [name for name, r in resolved.items() if r.learned]
         self.shapes: list[tuple[int, ...]] = [(count,) if resolved[n].per_tensor else () for n in self.learned]

@@ -63,7 +63,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 class RuleType(ABCMeta):
-    """Lets `/` work on the class, so that `Adam / SGD(1e-5)` needs no parentheses behind Adam."""
+    """Registers finished rules, and lets `/` work on the class: `Adam / SGD(1e-5)` needs no parentheses behind Adam."""
+
+    def __init__(cls, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if not cls.__abstractmethods__:
+            register(RULES, cls.__name__, cls)
 
     def __truediv__(cls, other: object) -> Stack:
         return Stack.of(cls) / other
@@ -91,7 +96,6 @@ class Rule(ABC, metaclass=RuleType):
         declared = vars(cls).items()
         cls.hyperparameters = {**cls.hyperparameters, **{k: v for k, v in declared if isinstance(v, Hyperparameter)}}
         cls.options = {**cls.options, **{k: v for k, v in declared if isinstance(v, Option)}}
-        register(RULES, cls.__name__, cls)
 
     def __init__(self, *values: Value, **arguments: Any) -> None:
         if len(values) > 1:

@@ -13,35 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hyperstack.devices import device_failures
 from hyperstack.errors import InputError
+from hyperstack.level import scalar_dtype
 from hyperstack.optimizer import HyperOptimizer
 from hyperstack.tasks import Data, Task
 from hyperstack.telemetry import JsonLines, Recorder, Sink
+from hyperstack.telemetry.plan import Plan
 from hyperstack.telemetry.runfolder import RunFolder
 from hyperstack.version import __version__
 
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run is asked to do. `stack` is canonical text with every name bound; `device` as torch names it."""
-
-    task: str
-    stack: str
-    epochs: int
-    seed: int
-    device: str
-    batch_size: int
-    record_every: int = 1
-
-    def check_resumes(self, saved: dict[str, Any]) -> None:
-        """An InputError unless the run saved under plan `saved` can go on under this one: only epochs may differ."""
-        for name, mine in asdict(self).items():
-            if name not in ("epochs", "device") and saved.get(name) != mine:
-                raise InputError(
-                    f"the checkpoint belongs to another {name.replace('_', ' ')}",
-                    why=f"  the run: {saved.get(name)}\n  asked:   {mine}",
-                    instead="leave the option out to take the run's own, or start a new run",
-                )
+__all__ = ["Epoch", "Plan", "Trainer", "train"]
 
 
 @dataclass(frozen=True)
@@ -53,18 +35,24 @@ class Epoch:
     test_error: float
 
 
+# How far training has come: attributes of the trainer, and what each is.
+PROGRESS = {"epoch": int, "batch": int, "steps": int, "seconds": float, "total": Tensor, "diverged": bool}
+
+
 class Trainer:
     """A network, its optimizer, and how far training has come."""
 
     def __init__(self, plan: Plan, task: Task, data: Data) -> None:
         self.plan, self.task, self.data = plan, task, data
+        if plan.threads:
+            torch.set_num_threads(plan.threads)
         torch.manual_seed(plan.seed)
         device = data.train_inputs.device
         self.model = task.model().to(device)
         self.opt = HyperOptimizer(self.model.parameters(), plan.stack)
         self.epoch = self.batch = self.steps = 0
         self.seconds = 0.0
-        self.total = torch.zeros((), dtype=torch.float64, device=device)
+        self.total = torch.zeros((), dtype=scalar_dtype(device), device=device)
         self.epochs: list[Epoch] = []
         self.diverged = False
 
@@ -118,9 +106,11 @@ class Trainer:
 
     def _end_epoch(self) -> None:
         self.epoch, self.batch = self.epoch + 1, 0
-        self.epochs.append(Epoch(self.epoch, float(self.total) / self.batches, self.test_error()))
+        train_loss = float(self.total) / self.batches
+        self.epochs.append(Epoch(self.epoch, train_loss, self.test_error()))
         self.total.zero_()
-        self.diverged = not all(bool(torch.isfinite(p).all()) for p in self.model.parameters())
+        finite = all(bool(torch.isfinite(p).all()) for p in self.model.parameters())
+        self.diverged = not (finite and math.isfinite(train_loss))
 
     @torch.no_grad()
     def test_error(self, batch_size: int = 2000) -> float:
@@ -129,34 +119,60 @@ class Trainer:
         parts = zip(self.data.test_inputs.split(batch_size), self.data.test_targets.split(batch_size), strict=True)
         errors = torch.cat([self.task.error(self.model(x), y) for x, y in parts])
         self.model.train()
-        return float(errors.double().mean())
+        return float(errors.cpu().double().mean())
 
     def checkpoint(self) -> dict[str, Any]:
         """Everything that a resumed run needs, as tensors and plain values."""
         return {
-            "plan": asdict(self.plan),
+            "plan": self.plan.as_dict(),
             "model": self.model.state_dict(),
             "optimizer": self.opt.state_dict(),
-            "random": torch.get_rng_state(),
-            "progress": {k: getattr(self, k) for k in ("epoch", "batch", "steps", "seconds", "total", "diverged")},
+            "random": {name: source.get_rng_state() for name, source in self._random().items()},
+            "progress": {name: getattr(self, name) for name in PROGRESS},
             "epochs": [asdict(epoch) for epoch in self.epochs],
         }
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Go on from a checkpoint, bit for bit as the uninterrupted run would have."""
-        self.plan.check_resumes(saved["plan"])
-        self.model.load_state_dict(saved["model"])
-        self.opt.load_state_dict(saved["optimizer"])
-        torch.set_rng_state(saved["random"].cpu())
-        for name, value in saved["progress"].items():
-            setattr(self, name, value)
-        self.epochs = [Epoch(**epoch) for epoch in saved["epochs"]]
+        """Go on from a checkpoint, bit for bit as the uninterrupted run would have.
+
+        An InputError where it is damaged, belongs to another plan, or is already behind what is asked for.
+        """
+        try:
+            self.plan.check_resumes(Plan.of(saved["plan"]))
+            self.model.load_state_dict(saved["model"])
+            self.opt.load_state_dict(saved["optimizer"])
+            for name, source in self._random().items():
+                if name in saved["random"]:
+                    source.set_rng_state(saved["random"][name].cpu())
+            for name, kind in PROGRESS.items():
+                value = saved["progress"][name]
+                if not isinstance(value, kind):
+                    raise TypeError(f"{name} is {value!r}")
+                setattr(self, name, value)
+            self.total = self.total.to(self.data.train_inputs.device, scalar_dtype(self.data.train_inputs.device))
+            self.epochs = [Epoch(**epoch) for epoch in saved["epochs"]]
+        except InputError:
+            raise
+        except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            raise InputError("the checkpoint is damaged", why=why, instead="start a new run") from None
+        begun = self.epoch + (self.batch > 0)
+        if self.plan.epochs < begun:
+            what = f"the run is in epoch {begun}" if self.batch else f"the run has done {begun} epochs"
+            raise InputError(
+                f"{what} already, and {self.plan.epochs} are asked for", instead=f"ask for {begun} or more"
+            )
+
+    def _random(self) -> dict[str, Any]:
+        """Where random numbers come from, each with `get_rng_state` and `set_rng_state`."""
+        cuda = self.data.train_inputs.device.type == "cuda"
+        return {"cpu": torch, **({"cuda": torch.cuda} if cuda else {})}
 
     def summary(self) -> dict[str, Any]:
         """The result, as it stands in summary.json."""
         last = self.epochs[-1] if self.epochs else None
         return {
-            **asdict(self.plan),
+            **self.plan.as_dict(),
             "epochs": self.epoch,
             "epochs_planned": self.plan.epochs,
             "steps": self.steps,
@@ -199,22 +215,31 @@ def train(
 ) -> dict[str, Any]:
     """Run a plan into a folder and return its summary.
 
-    The record grows while it trains; a checkpoint is written after every epoch and where `stop()` ends the run.
-    With `resume` the run goes on from the folder's checkpoint, and rows recorded behind it are replaced.
+    The record grows while it trains; a checkpoint is written at the start, after every epoch and where `stop()` ends
+    the run. With `resume` the run goes on from the folder's checkpoint, and rows recorded behind it are replaced.
     """
-    trainer = Trainer(plan, task, data)
-    if resume:
-        trainer.restore(folder.read_checkpoint(data.train_inputs.device))
-    folder.write_json("plan.json", asdict(plan))
-    record = JsonLines(folder.record, after=trainer.steps if resume else None)
+    with device_failures():
+        trainer = Trainer(plan, task, data)
+        if resume:
+            trainer.restore(folder.read_checkpoint(data.train_inputs.device))
+        recorded = trainer.steps - trainer.steps % plan.record_every
+        record = JsonLines(folder.record, after=recorded if resume else None)
+        with Recorder(trainer.opt, [record, *sinks], plan.record_every) as recorder:
 
-    def epoch_ended(epoch: Epoch) -> None:
-        folder.write_checkpoint(trainer.checkpoint())
-        after_epoch(trainer, epoch)
+            def save() -> None:
+                recorder.fetch()  # first the rows: a checkpoint counts on every row before it
+                folder.write_checkpoint(trainer.checkpoint())
 
-    with Recorder(trainer.opt, [record, *sinks], plan.record_every) as recorder:
-        trainer.run(recorder, stop, epoch_ended)
-    folder.write_checkpoint(trainer.checkpoint())
+            def epoch_ended(epoch: Epoch) -> None:
+                save()
+                after_epoch(trainer, epoch)
+
+            folder.begin(plan)
+            if not resume:
+                save()
+            trainer.run(recorder, stop, epoch_ended)
+            if trainer.batch:
+                save()
     summary = trainer.summary()
-    folder.write_json("summary.json", summary)
+    folder.write_summary(summary)
     return summary

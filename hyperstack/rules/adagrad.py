@@ -11,7 +11,7 @@ class AdaGrad(Rule):
     """G <- G + g²;  p <- p - lr/(1 + (t-1) η) g / (sqrt(G) + ε).
 
     η is `lr_decay`; `weight_decay` λ adds λp to g. As torch.optim.Adagrad. The published hyperoptimizer starts G at
-    0.1 and puts ε inside the root: `AdaGrad(initial=0.1, eps_inside)`.
+    0.1 and puts ε inside the root: `AdaGrad(eps_inside, initial=0.1)`.
     """
 
     lr = Hyperparameter(1e-2, NON_NEGATIVE, doc="learning rate")

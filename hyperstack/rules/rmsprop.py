@@ -12,7 +12,7 @@ class RMSProp(Rule):
 
     `centered` subtracts the square of the mean gradient from v; `momentum` μ steps along b <- μ b + g / (...);
     `weight_decay` λ adds λp to g. As torch.optim.RMSprop. The published hyperoptimizer calls α γ, puts ε = 1e-8 inside
-    the root and learns the root of lr: `RMSProp(square(0.01), eps=1e-8, eps_inside)`.
+    the root and learns the root of lr: `RMSProp(square(0.01), eps_inside)`.
     """
 
     lr = Hyperparameter(1e-2, NON_NEGATIVE, doc="learning rate")

@@ -170,7 +170,9 @@ def _header(path: Path, line: str) -> list[str]:
             raise KeyError
         version, columns = int(header["version"]), [str(c) for c in header["columns"]]
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise InputError(f"{path} is not a hyperstack record, or its first line is damaged", instead=NAME_A_RUN) from None
+        raise InputError(
+            f"{path} is not a hyperstack record, or its first line is damaged", instead=NAME_A_RUN
+        ) from None
     if version > VERSION:
         raise InputError(
             f"{path} is of format version {version}",
@@ -188,26 +190,23 @@ def _row(path: Path, number: int, line: str, width: int) -> list[float | None]:
         row = json.loads(line, parse_int=float)
     except (ValueError, RecursionError):
         row = None
-    if not isinstance(row, list) or len(row) != width or not {type(x) for x in row} <= {float, type(None)}:
+    numbers = isinstance(row, list) and len(row) == width and {type(x) for x in row} <= {float, type(None)}
+    if not numbers or row[0] is None or not row[0].is_integer():
         raise InputError(f"{path} is damaged in line {number}", instead="cut it there to read what precedes that line")
-    return row
+    return list(row)
 
 
 def _kept(path: Path, columns: list[str], after: int) -> int:
-    """The bytes of a record up to its row of step `after`."""
+    """The bytes of a record up to its row of step `after`; an InputError where it has none."""
     with path.open("rb") as file:
         line = file.readline()
         if _header(path, line.decode("ascii", errors="replace")) != columns:
             raise InputError(f"{path} records other hyperparameters", instead="resume with the stack of the run")
-        kept, step = len(line), 0
+        kept = len(line)
         for number, line in enumerate(file, start=2):
-            if not line.endswith(b"\n"):
-                break
-            step = int(_row(path, number, line.decode("ascii", errors="replace"), len(columns))[0] or 0)
-            if step <= after:
-                kept += len(line)
-            if step >= after:
-                break
-    if step < after:
-        raise InputError(f"{path} ends before step {after}, that of the checkpoint", instead=ANEW)
-    return kept
+            kept += len(line)
+            if line.endswith(b"\n"):
+                step, *_ = _row(path, number, line.decode("ascii", errors="replace"), len(columns))
+                if step == after:
+                    return kept
+    raise InputError(f"{path} lacks step {after}, up to which the checkpoint counts on it", instead=ANEW)

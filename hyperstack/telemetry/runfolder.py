@@ -8,18 +8,32 @@ summary.json      the result, written at the end
 
 from __future__ import annotations
 
+import io
 import json
 import os
-import tempfile
-from collections.abc import Callable
+import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
-from hyperstack.errors import InputError, RunError
-from hyperstack.telemetry.jsonl import Record, read_record
+from hyperstack.errors import InputError
+from hyperstack.telemetry.jsonl import ANEW, NAME_A_RUN, Record, read_record, write_error
+from hyperstack.telemetry.plan import Plan
+
+# What readers of a summary rely on; there is more in the file.
+NUMBER = (float, type(None))  # null where it is not finite
+SUMMARY: dict[str, type | tuple[type, ...]] = {
+    "epochs": int,
+    "steps": int,
+    "seconds": float,
+    "train_loss": NUMBER,
+    "test_error": NUMBER,
+    "diverged": bool,
+    "finished": bool,
+}
 
 
 @dataclass(frozen=True)
@@ -79,21 +93,31 @@ class RunFolder:
     @classmethod
     def existing(cls, path: Path) -> RunFolder:
         """A folder that holds a run; anything else is an InputError."""
-        if not path.is_dir():
-            raise InputError(f"there is no run folder {path}", instead="name a folder that hyperstack train made")
-        if not (path / "plan.json").exists():
-            raise InputError(
-                f"{path} holds no run", why="it has no plan.json", instead="name a folder that hyperstack train made"
-            )
+        if not os.path.isdir(path):  # unlike Path.is_dir it never raises
+            why = "it is not a folder" if os.path.exists(path) else "it does not exist, or may not be read"
+            raise InputError(f"there is no run folder {path}", why=why, instead=NAME_A_RUN)
+        if not os.path.isfile(path / "plan.json"):
+            raise InputError(f"{path} holds no run", why="it has no plan.json", instead=NAME_A_RUN)
         return cls(path)
 
-    def read_plan(self) -> dict[str, Any]:
+    def read_plan(self) -> Plan:
         """What was asked for."""
-        return self._read_json("plan.json")
+        try:
+            return Plan.of(self._read_json("plan.json"))
+        except ValueError as error:
+            raise InputError(f"{self.path / 'plan.json'} is damaged", why=str(error), instead=NAME_A_RUN) from None
 
     def read_summary(self) -> dict[str, Any] | None:
         """The result, or None where the run has not ended."""
-        return self._read_json("summary.json") if (self.path / "summary.json").exists() else None
+        path = self.path / "summary.json"
+        if not os.path.exists(path):
+            return None
+        content = self._read_json(path.name)
+        wrong = [name for name, kind in SUMMARY.items() if not isinstance(content.get(name), kind)]
+        if wrong:
+            why = f"it lacks {', '.join(wrong)}, or holds something else there"
+            raise InputError(f"{path} is damaged", why=why, instead="delete it to see the record alone")
+        return content
 
     def read_record(self) -> Record:
         """Every whole row."""
@@ -102,55 +126,60 @@ class RunFolder:
     def read_checkpoint(self, device: torch.device) -> dict[str, Any]:
         """The last checkpoint, tensors on `device`."""
         path = self.path / "checkpoint.pt"
-        if not path.exists():
-            raise InputError(f"{self.path} has no checkpoint", instead="start the run anew in another folder")
+        if not os.path.exists(path):
+            raise InputError(f"{self.path} has no checkpoint", instead=ANEW)
         try:
             loaded = torch.load(path, map_location=device, weights_only=True)
             return {**loaded}
         except Exception as error:  # torch.load has no common base for what a damaged file raises
-            raise InputError(
-                f"{path} is damaged", why=str(error).splitlines()[0], instead="start the run anew"
-            ) from None
+            why = (str(error).splitlines() or [type(error).__name__])[0]
+            raise InputError(f"{path} is damaged", why=why, instead=ANEW) from None
 
-    def write_json(self, name: str, content: dict[str, Any]) -> None:
-        """`plan.json` or `summary.json`, as a whole or not at all."""
-        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        self._write(name, lambda file: file.write(text.encode()))
+    def begin(self, plan: Plan) -> None:
+        """Note what is asked for; a summary of how far the run came before no longer holds."""
+        for leftover in self.path.glob(".*.tmp"):  # of a process that was killed while it wrote
+            with suppress(OSError):
+                leftover.unlink()
+        with suppress(FileNotFoundError):
+            (self.path / "summary.json").unlink()
+        self._write_json("plan.json", plan.as_dict())
+
+    def write_summary(self, content: dict[str, Any]) -> None:
+        """Write the result, as a whole or not at all."""
+        self._write_json("summary.json", content)
 
     def write_checkpoint(self, content: dict[str, Any]) -> None:
         """Replace the checkpoint, as a whole or not at all."""
-        self._write("checkpoint.pt", lambda file: torch.save(content, file))
+        buffer = io.BytesIO()  # written straight to a full disk, torch.save dies of an error that hides the reason
+        torch.save(content, buffer)
+        self._write("checkpoint.pt", buffer.getbuffer())
 
-    def _write(self, name: str, write: Callable[[BinaryIO], object]) -> None:
+    def _write_json(self, name: str, content: dict[str, Any]) -> None:
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        self._write(name, text.encode())
+
+    def _write(self, name: str, content: bytes | memoryview) -> None:
+        temporary = self.path / f".{name}-{uuid.uuid4().hex}.tmp"
         try:
-            with tempfile.NamedTemporaryFile(dir=self.path, prefix=f".{name}-", delete=False) as file:
-                try:
-                    write(file)  # type: ignore[arg-type]
-                    file.flush()
-                    os.chmod(file.fileno(), 0o666 & ~_umask())
-                    os.fsync(file.fileno())
-                    os.replace(file.name, self.path / name)
-                except BaseException:
-                    os.unlink(file.name)
-                    raise
+            with temporary.open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self.path / name)
         except OSError as error:
-            raise RunError(f"cannot write {self.path / name}", why=str(error.strerror or error)) from None
+            raise write_error(self.path / name, error) from None
+        finally:
+            with suppress(OSError):
+                temporary.unlink()
 
     def _read_json(self, name: str) -> dict[str, Any]:
         path = self.path / name
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(content, dict):
+                raise ValueError
         except OSError as error:
-            raise InputError(f"cannot read {path}", why=str(error.strerror)) from None
-        except ValueError:
-            raise InputError(f"{path} is damaged", why="it is not JSON") from None
-        if not isinstance(content, dict):
-            raise InputError(f"{path} is damaged", why="it is not what hyperstack wrote")
+            raise InputError(f"cannot read {path}", why=str(error.strerror), instead=NAME_A_RUN) from None
+        except (ValueError, RecursionError):
+            raise InputError(f"{path} is damaged", why="it is not what hyperstack wrote", instead=NAME_A_RUN) from None
         return content
-
-
-def _umask() -> int:
-    """The permissions that new files are not to have; there is no way to read it but to set it."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
