@@ -12,8 +12,8 @@ def safe_sqrt(x: Tensor) -> Tensor:
     """`sqrt(x)` for x >= 0 with a finite derivative at 0.
 
     Computed as `sqrt(x + tiny)`, tiny being the smallest normal number of x's dtype, which rounds away
-    for x above 1e-30 in float32 and 1e-291 in float64; at 0 it yields `sqrt(tiny)` (1e-19 in float32, 1e-154 in float64), and the
-    derivative there is large but finite, so that a cotangent of 0 gives 0 where `sqrt` gives NaN.
+    for x above 1e-30 in float32 and 1e-291 in float64; at 0 it yields `sqrt(tiny)` (1e-19 and 1e-154), and
+    the derivative there is large but finite, so that a cotangent of 0 gives 0 where `sqrt` gives NaN.
     """
     return torch.sqrt(x + torch.finfo(x.dtype).tiny)
 

@@ -20,8 +20,8 @@ aten = torch.ops.aten
 Replay = Callable[..., tuple[Tensor, ...]]
 
 
-def compile_for_torch(program: Program) -> Replay:
-    """The program as calls of torch's operations."""
+def compile_for_torch(program: Program, overloads: bool = False) -> Replay:
+    """The program as calls of torch's operations; with `overloads`, of those that torch.compile can read."""
     scope: dict[str, Any] = {f"v{slot.number}": tensor for slot, tensor in program.constants.items()}
     last = {slot: i for i, node in enumerate(program.nodes) for slot in node.reads()}
     kept = {*program.outputs, *program.constants}
@@ -36,7 +36,7 @@ def compile_for_torch(program: Program) -> Replay:
             scope[place] = value
             return place
 
-        scope[f"f{i}"] = getattr(node.function, "_op", node.function)
+        scope[f"f{i}"] = node.function if overloads else getattr(node.function, "_op", node.function)
         arguments = [written(a, f"c{i}_{j}") for j, a in enumerate(node.args)]
         arguments += [f"{k}={written(v, f'c{i}_{k}')}" for k, v in node.kwargs.items()]
         lines.append(f"v{node.out.number} = f{i}({', '.join(arguments)})")
@@ -57,8 +57,8 @@ def _function(arguments: list[str], lines: list[str], results: list[str], scope:
 
 # -- programs on a handful of numbers ------------------------------------------------------------------------------
 
-MOST_ELEMENTS = 4096
-"""Statements of a host program, at most."""
+WORTH_IT = 12
+"""Up to so many elements an operation, on average, statements on floats are faster than calls of torch."""
 
 
 def _quotient(a: float, b: float) -> float:
@@ -209,7 +209,7 @@ def compile_for_host(program: Program) -> Replay | None:
     tensors = [program.spec(n.out) for n in program.nodes]
     if any(t.device.type != "cpu" for t in program.constants.values()) or not program.on_cpu:
         return None
-    if sum(t.numel() for t in tensors) > MOST_ELEMENTS:
+    if sum(t.numel() for t in tensors) > WORTH_IT * len(tensors):
         return None
     try:
         return _HostCompiler(program).compile()

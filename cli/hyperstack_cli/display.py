@@ -1,13 +1,16 @@
 """The live view of a training run: a sink that shows the latest row.
 
 On a terminal: a progress bar, and a table with a row for each hyperparameter of each level. Elsewhere (a pipe, a log,
-`TERM=dumb`): a line an epoch. Both go to standard error.
+`TERM=dumb`): a line an epoch. Both go to standard error; where that fails, the run goes on unseen.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from rich.console import Group
@@ -16,18 +19,24 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from hyperstack_cli.screen import err, number, percent
+from hyperstack_cli.screen import err, number, percent, shortened, silence
 
 if TYPE_CHECKING:
+    from hyperstack.rule import Stack
+    from hyperstack.telemetry.plan import Plan
     from hyperstack.telemetry.recorder import Rows
-    from hyperstack.training import Epoch, Plan, Trainer
+    from hyperstack.training import Epoch, Trainer
+
+AROUND = 5  # lines of the screen that are not for hyperparameters: the bar, the headings, what follows
 
 
 class Display:
     """Shows a run while it trains; a context manager, and a sink of its recorder."""
 
-    def __init__(self, plan: Plan, examples: int, quiet: bool) -> None:
+    def __init__(self, plan: Plan, stack: Stack, examples: int, quiet: bool) -> None:
         self.plan, self.quiet = plan, quiet
+        self.levels = [type(level).__name__ for level in stack]
+        self.clips = [bool(level.clip) for level in list(stack)[1:]] + [False]  # by the level that is clipped
         self.per_epoch = math.ceil(examples / plan.batch_size)
         self.steps = self.per_epoch * plan.epochs
         self.console = err()
@@ -38,17 +47,19 @@ class Display:
 
     def __enter__(self) -> Display:
         if not self.quiet:
-            # Nothing of a stack is markup: square brackets are lists of transforms.
-            head = f"{self.plan.task} · {self.plan.stack} · seed {self.plan.seed} · {self.plan.device}"
-            self.console.print(Text(head, style="bold"))
-        if not self.quiet and self.console.is_terminal and not self.console.is_dumb_terminal:
+            self._try(self._start)
+        return self
+
+    def _start(self) -> None:
+        head = f"{self.plan.task} · {self.plan.stack} · seed {self.plan.seed} · {self.plan.device}"
+        self.console.print(Text(shortened(head, 3 * self.console.width), style="bold"))
+        if self.console.is_terminal and not self.console.is_dumb_terminal:
             self.live = Live(console=self.console, auto_refresh=False, transient=False)
             self.live.start()
-        return self
 
     def __exit__(self, *exception: object) -> None:
         if self.live:
-            self.live.stop()
+            self._try(self.live.stop)
 
     def open(self, columns: list[str]) -> None:
         """The columns that rows will have."""
@@ -58,9 +69,10 @@ class Display:
         """Show the last of these rows."""
         self.row = dict(zip(self.columns, rows[-1].tolist(), strict=True))
         if self.started is None:
-            self.started = (time.perf_counter(), rows[0][0])
+            self.started = (time.perf_counter(), self.row["step"])
         if self.live:
-            self.live.update(self._view(), refresh=True)
+            live = self.live
+            self._try(lambda: live.update(self._view(), refresh=True))
 
     def flush(self) -> None:
         """Rows are shown as they come."""
@@ -75,37 +87,69 @@ class Display:
             f"  test error {percent(epoch.test_error)}  {trainer.seconds:.1f} s"
         )
         if not self.quiet:
-            (self.live.console if self.live else self.console).print(Text(line))
+            self._try(lambda: self.console.print(Text(line)))
+
+    def _try(self, show: Callable[[], object]) -> None:
+        """Show something; where nobody looks any more (a closed terminal, a full disk), stop showing."""
+        try:
+            show()
+        except OSError:
+            self.quiet = True
+            silence(sys.__stderr__ or sys.stderr)
+            if self.live:
+                live, self.live = self.live, None
+                with suppress(OSError):
+                    live.stop()
 
     def _view(self) -> Group:
-        step = int(self.row["step"])
+        return Group(self._bar(), self._table())
+
+    def _bar(self) -> Table:
+        step, width = int(self.row["step"]), self.console.width
         assert self.started is not None
         elapsed, done = time.perf_counter() - self.started[0], step - self.started[1]
-        rate = f"{done * self.plan.batch_size / elapsed:,.0f} examples/s" if elapsed > 0.1 else ""
         bar = Table.grid(padding=(0, 1), expand=True)
         bar.add_column(no_wrap=True)
-        bar.add_column(ratio=1, min_width=5)
+        bar.add_column(ratio=1, min_width=3)
         bar.add_column(no_wrap=True)
-        bar.add_row(
-            f"step {step:,}/{self.steps:,}",
-            ProgressBar(self.steps, step),
-            f"loss {number(self.row['loss'])}  {rate}",
-        )
-        return Group(bar, self._table())
+        state = f"loss {number(self.row['loss'])}"
+        if width >= 60 and done and elapsed > 0.1:
+            left = (self.steps - step) * elapsed / done
+            state += f"  {done * self.plan.batch_size / elapsed:,.0f} examples/s"
+            state += f"  {_clock(left)} left" if step < self.steps else ""
+        place = f"{step:,}/{self.steps:,}"
+        bar.add_row(f"step {place}" if width >= 40 else place, ProgressBar(self.steps, step), state)
+        return bar
 
     def _table(self) -> Table:
-        table = Table(box=None, padding=(0, 1), pad_edge=False)
-        table.add_column("level", no_wrap=True)
-        table.add_column("hyperparameter", no_wrap=True)
-        for title in ("value", "hypergradient", "clip"):
-            table.add_column(title, justify="right", no_wrap=True)
+        """A row for each hyperparameter, as many as the screen has room for."""
+        width = self.console.width
+        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+        table.add_column("level", no_wrap=True, style="bold")
+        table.add_column("", no_wrap=True)
+        shown = [title for title, least in (("value", 0), ("hypergradient", 45), ("clip", 55)) if width >= least]
+        for title in shown:
+            table.add_column(title, justify="right", no_wrap=True, min_width=min(8, width // 4))
+        keys = [column.removesuffix(".value") for column in self.columns if column.endswith(".value")]
+        room = max(1, self.console.height - AROUND)
         before = None
-        for column in self.columns:
-            if column.endswith(".value"):
-                key = column.removesuffix(".value")
-                level, name = key.rsplit(".", 1)
-                value, grad, clip = (self.row[f"{key}.{what}"] for what in ("value", "grad", "clip"))
-                shown = f"x {clip:.2f}" if clip < 1 else "-"
-                table.add_row(level if level != before else "", name, number(value), number(grad, 3), shown)
-                before = level
+        for key in keys if len(keys) <= room else keys[: room - 1]:
+            level, name = key.rsplit(".", 1)
+            label = f"{level} {self.levels[int(level)]}"
+            table.add_row(label if level != before else "", name, *self._cells(key)[: len(shown)])
+            before = level
+        if len(keys) > room:
+            table.add_row("…", f"and {len(keys) - room + 1} more")
         return table
+
+    def _cells(self, key: str) -> tuple[str, str, str]:
+        """Value, hypergradient and clip factor, this one only where there is a clip to apply it."""
+        value, grad, clip = (self.row[f"{key}.{what}"] for what in ("value", "grad", "clip"))
+        clipped = self.clips[int(key.split(".")[0])]
+        return number(value), number(grad, 3), f"x {clip:.2f}" if clipped else ""
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,10 +1,13 @@
-"""What the verbs share in showing things: numbers, levels, and the options that name a stack."""
+"""What the verbs share in showing things: consoles, numbers, and the option that binds names of a stack."""
 
 from __future__ import annotations
 
 import math
+import os
+import unicodedata
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, TextIO
 
 import click
 from rich.console import Console
@@ -13,30 +16,71 @@ if TYPE_CHECKING:
     from hyperstack.rule import Stack
 
 
+class Plain(Console):
+    """A console that shows text as it is: no markup (a stack holds square brackets), no smileys."""
+
+    def __init__(self, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+    def on_broken_pipe(self) -> None:
+        """Rich would end the program with an error; `hyperstack rules | head` is none."""
+        raise  # what is being handled
+
+
 def out() -> Console:
     """Results: standard output, without colour codes where it is no terminal."""
-    return Console(highlight=False, soft_wrap=False)
+    return Plain()
 
 
 def err() -> Console:
     """Progress and remarks: standard error."""
-    return Console(stderr=True, highlight=False)
+    return Plain(stderr=True)
+
+
+def silence(stream: TextIO) -> None:
+    """Send what is still written to a broken stream nowhere, so that Python does not fail on it when it ends."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def number(x: float | None, digits: int = 4) -> str:
-    """A number as people read it: 0.00379, 1.2e-07, 1,175; a dash where there is none."""
+    """A number as people read it, with so many digits: 0.00379, 1.2e-7, 1.175e5; a dash where there is none."""
     if x is None:
         return "-"
     if not math.isfinite(x):
         return "nan" if math.isnan(x) else "inf" if x > 0 else "-inf"
-    if x == 0 or 1e-3 <= abs(x) < 1e5:
-        return f"{x:.{digits}g}"
-    return f"{x:.{digits - 2}e}"
+    mantissa, e, exponent = f"{x + 0.0:.{digits}g}".partition("e")  # + 0.0 makes 0 of -0
+    return f"{mantissa}e{int(exponent)}" if e else mantissa
 
 
 def percent(x: float | None) -> str:
     """A share from 0 to 1 in percent."""
     return "-" if x is None else f"{100 * x:.2f} %"
+
+
+def shortened(text: str, width: int) -> str:
+    """`text` in at most `width` characters, with an ellipsis for what does not fit."""
+    return text if len(text) <= width else text[: max(0, width - 1)] + "…"
+
+
+class Whole(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.3 on
+    """A whole number from `low` up, to `high` at most."""
+
+    name = "number"
+
+    def __init__(self, low: int, high: int | None = None) -> None:
+        self.low, self.high = low, high
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number that `value` says, or click's error."""
+        try:
+            number = int(str(value))
+        except ValueError:
+            number = self.low - 1
+        if number < self.low or (self.high is not None and number > self.high):
+            top = "up" if self.high is None else f"to {self.high}"
+            self.fail(f"{str(value)!r} is no whole number from {self.low} {top}.", param, ctx)
+        return number
 
 
 def bound_stack(text: str, assignments: Iterable[str]) -> Stack:
@@ -48,13 +92,14 @@ def bound_stack(text: str, assignments: Iterable[str]) -> Stack:
     for assignment in assignments:
         name, equals, value = (part.strip() for part in assignment.partition("="))
         try:
-            if not equals:
+            if not equals or not name:
                 raise ValueError
             new = float(value)
         except ValueError:
             raise InputError(
                 f"--set {assignment!r} is not NAME=NUMBER", instead="write, for example: --set α=1e-5"
             ) from None
+        name = unicodedata.normalize("NFKC", name)  # as the stack reads names: the micro sign is a mu
         if name in values:
             raise InputError(f"--set gives {name} twice", instead="give each name once")
         values[name] = new
@@ -62,5 +107,9 @@ def bound_stack(text: str, assignments: Iterable[str]) -> Stack:
 
 
 set_option = click.option(
-    "--set", "assignments", multiple=True, metavar="NAME=NUMBER", help="Bind a free name of the stack, such as α=1e-5."
+    "--set",
+    "assignments",
+    multiple=True,
+    metavar="NAME=NUMBER",
+    help="Bind a free name of the stack, such as α in SGD(α), to a number: --set α=1e-5. Once for each name.",
 )

@@ -12,7 +12,7 @@ from hyperstack_cli.screen import number, out
 WORKLOADS = ("mnist", "gpt", "resnet")
 
 
-@click.command()
+@click.command(short_help="Time training steps with and without a tower.")
 @click.argument("workloads", nargs=-1, metavar="[WORKLOAD]...")
 @click.option("--seconds", type=click.FloatRange(min=0.1), default=10.0, show_default=True, help="For each workload.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, ...")

@@ -10,20 +10,26 @@ import click
 from hyperstack_cli.screen import bound_stack, out, set_option
 
 if TYPE_CHECKING:
+    from hyperstack.hyperparameter import Resolved
     from hyperstack.rule import Rule, Stack
 
+EPILOG = """\b
+Examples:
+  hyperstack explain "Adam / SGD"
+  hyperstack explain "SGD(log(0.1)) / Adam(clip)"
+  hyperstack explain "Adam(beta1=fixed(0.9)) / SGD(α, clip)" --set α=1e-5
+"""
 
-@click.command()
+
+@click.command(short_help="Show a stack as a tree.", epilog=EPILOG)
 @click.argument("stack")
 @set_option
 def command(stack: str, assignments: tuple[str, ...]) -> None:
-    """Show what STACK means: each level, its hyperparameters, what is learned by which level and what is fixed.
+    """Show what STACK means: each level, its hyperparameters, and by which level each is learned.
 
-    An upper level whose rate is not given starts at 0.01 times the rate of the level below it.
-
-    \b
-    hyperstack explain "Adam / SGD"
-    hyperstack explain "Adam(beta1=fixed(0.9)) / SGD(α, clip)" --set α=1e-5
+    "learned as log" says that the level above learns its logarithm. "off" is what stays at 0. An upper level whose
+    rate is not given starts at 0.01 times the rate of the level below it. A free name is shown in the place of its
+    value until --set binds it.
     """
     from rich.text import Text
     from rich.tree import Tree
@@ -36,18 +42,13 @@ def command(stack: str, assignments: tuple[str, ...]) -> None:
         branch = tree.add(Text(f"level {k}: {type(level).__name__} updates {updates}"))
         for line in lines:
             branch.add(Text(line))
-        for name, value in level.chosen.items():
-            branch.add(Text(f"{name} = {value}, an option"))
-        for transform in level.clip:
-            branch.add(Text(f"clip: {transform}, on the gradient that this level receives"))
     console.print(tree)
     if bound.free_names:
-        names = ", ".join(bound.free_names)
-        console.print(f"to be bound before use: {names}", soft_wrap=True)
+        console.print(f"to be bound before use: {', '.join(bound.free_names)}", soft_wrap=True)
 
 
 def _lines(stack: Stack) -> list[list[str]]:
-    """For each level, a line a hyperparameter."""
+    """For each level, a line a hyperparameter, an option and a gradient transform."""
     from hyperstack.hyperparameter import Free
     from hyperstack.rule import Stack
 
@@ -61,16 +62,38 @@ def _lines(stack: Stack) -> list[list[str]]:
 
     lines: list[list[str]] = []
     for k, (level, resolved) in enumerate(zip(stack, Stack(map(closed, stack)).resolve(), strict=True)):
-        above = k + 1 < len(stack)
-        lines.append([])
-        for name, r in resolved.items():
-            setting = level.settings.get(name)
-            open_name = setting.value.name if setting and isinstance(setting.value, Free) else None
-            how = f"learned by level {k + 1} as {r.bijection.name}" if above else "nothing above learns it"
-            if r.per_tensor:
-                how += ", one number a tensor"
-            why = "default: 0.01 x the rate below; " if k and name == "lr" and setting is None else ""
-            if not r.learned:
-                how = "off" if level.off(name) else "fixed"
-            lines[-1].append(f"{name} = {open_name or format(r.value, 'g')}  {why}{how}")
+        lines.append([_line(stack, k, name, r) for name, r in resolved.items() if not level.off(name)])
+        if off := [name for name in resolved if level.off(name)]:
+            lines[-1].append(f"off: {', '.join(off)}")
+        lines[-1] += [f"{name} = {value}, an option" for name, value in level.chosen.items()]
+        lines[-1] += [f"clip: {transform}, on the gradient that this level receives" for transform in level.clip]
     return lines
+
+
+def _line(stack: Stack, k: int, name: str, resolved: Resolved) -> str:
+    """A hyperparameter that is in use: its value, or its free name, and who learns it."""
+    default = k and name == "lr" and name not in stack[k].settings
+    if not resolved.learned:
+        how = "fixed"
+    elif k + 1 == len(stack):
+        how = "nothing above learns it"
+    else:
+        how = f"learned by level {k + 1} as {resolved.bijection.name}"
+    how += ", one number a tensor" * resolved.per_tensor
+    value = _value(stack, k, name, resolved)
+    ratio = " (0.01 x the rate below)" if default and value[-1].isdigit() else ""
+    return f"{name} = {value}{ratio}  {how}"
+
+
+def _value(stack: Stack, k: int, name: str, resolved: Resolved) -> str:
+    """A number, a free name, or for a default rate over a free name what becomes of that."""
+    from hyperstack.hyperparameter import Free
+
+    setting = stack[k].settings.get(name)
+    if setting and isinstance(setting.value, Free):
+        return setting.value.name
+    if k and name == "lr" and setting is None:
+        below = _value(stack, k - 1, name, resolved)
+        if not below[-1].isdigit():
+            return f"0.01 x {below}"
+    return format(resolved.value, "g")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,37 +14,76 @@ import click
 if TYPE_CHECKING:
     from hyperstack.telemetry import Record
 
+EPILOG = """\b
+Examples:
+  hyperstack export runs/mnist-001 --format csv > run.csv
+  hyperstack export runs/mnist-001 --format csv --out run.csv
+  hyperstack export runs/mnist-001 | head -1
+"""
 
-@click.command()
+
+@click.command(short_help="Write a run's record as JSON lines or CSV.", epilog=EPILOG)
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--format", "form", type=click.Choice(["jsonl", "csv"]), default="jsonl", show_default=True)
-@click.option("--out", "target", type=click.Path(path_type=Path), help="A new file.  [default: standard output]")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["jsonl", "csv"]),
+    default="jsonl",
+    show_default=True,
+    help="One JSON object a line, or a table with a heading.",
+)
+@click.option(
+    "--out",
+    "target",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A new file.",
+    show_default="standard output",
+)
 def command(run: Path, form: str, target: Path | None) -> None:
-    """Write one row a recorded step of RUN: `step`, `loss`, and for each hyperparameter KEY its `KEY.value`,
-    `KEY.grad` (raw hypergradient, before clipping) and `KEY.clip` (the factor applied).
-
-    Not-a-number is null in JSON lines and nan in CSV; infinity is 1e999 and inf.
+    """Write one row a recorded step of RUN, a folder that `hyperstack train` made.
 
     \b
-    hyperstack export runs/mnist-001 --format csv > run.csv
-    hyperstack export runs/mnist-001 | head -1
+    step, loss   the step, from 1, and its training loss before the update
+    KEY.value    a hyperparameter after the step; KEY is LEVEL.NAME as in 0.lr
+    KEY.grad     its hypergradient in that step, before clipping
+    KEY.clip     the factor by which that was clipped, 1 where it was not
+
+    The hypergradient is that of the raw tensor: of log(value) for a value that is learned as log. Where there is one
+    number a tensor, value is their mean and grad the norm of their hypergradients. Not-a-number is null in JSON lines
+    and nan in CSV; infinity is 1e999, which readers of JSON take for infinity, and inf.
     """
-    from hyperstack.errors import InputError
     from hyperstack.telemetry.runfolder import RunFolder
 
     record = RunFolder.existing(run).read_record()
     lines = _csv(record) if form == "csv" else _jsonl(record)
-    if target is None:
-        for line in lines:
-            click.echo(line)
+    if target is not None:
+        _write(target, lines)
         return
+    for line in lines:
+        click.echo(line)
+
+
+def _write(target: Path, lines: Iterator[str]) -> None:
+    """A new file, or none: what cannot be written whole is removed."""
+    from hyperstack.errors import InputError
+    from hyperstack.telemetry.jsonl import write_error
+
     try:
-        with target.open("x", encoding="utf-8") as file:
-            file.writelines(line + "\n" for line in lines)
+        file = target.open("x", encoding="utf-8")
     except FileExistsError:
         raise InputError(f"{target} exists already", instead="choose another file") from None
     except OSError as error:
         raise InputError(f"cannot write {target}", why=str(error.strerror), instead="choose another file") from None
+    try:
+        with file:
+            file.writelines(line + "\n" for line in lines)
+    except BaseException as error:
+        with suppress(OSError):
+            target.unlink()
+        if isinstance(error, OSError):
+            raise write_error(target, error) from None
+        raise
 
 
 def _rows(record: Record) -> Iterator[list[float]]:

@@ -4,64 +4,98 @@ from __future__ import annotations
 
 import inspect
 import json
+import textwrap
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from hyperstack_cli.screen import out
+from hyperstack_cli.screen import number, out
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from hyperstack.rule import Rule
+
+EPILOG = """\b
+Examples:
+  hyperstack rules
+  hyperstack rules Adam
+  hyperstack rules --json
+"""
 
 
-@click.command()
+@click.command(short_help="List the rules that stacks are made of.", epilog=EPILOG)
+@click.argument("names", nargs=-1, metavar="[RULE]...")
 @click.option("--json", "as_json", is_flag=True, help="The same as JSON, for programs.")
-def command(as_json: bool) -> None:
-    """List every rule with its formula, hyperparameters (default, domain, how it is learned), options and source,
-    and every gradient transform.
+def command(names: tuple[str, ...], as_json: bool) -> None:
+    """List each RULE, or all of them, and the gradient transforms.
 
-    \b
-    hyperstack rules
-    hyperstack rules --json
+    For each rule its formula, its hyperparameters (default, domain, and what the level above learns: the value itself,
+    lin, its logarithm, log, its square root, square, or x with (tanh(x) + 1)/2, logit), its options, and its source.
+    What is fixed is learned only where one asks for it, as in learned(1e-8).
     """
-    from rich.table import Table
-    from rich.text import Text
-
     import hyperstack as hs
+    from hyperstack.errors import InputError
+    from hyperstack.rule import nearest
 
-    described = {
-        name: {
-            "doc": inspect.getdoc(rule) or "",
-            "source": rule.source,
-            "hyperparameters": {
-                key: {
-                    "default": h.default,
-                    "domain": str(h.domain),
-                    "bijection": h.bijection,
-                    "learned": h.resolve(None).learned,
-                    "doc": h.doc,
-                }
-                for key, h in rule.hyperparameters.items()
-            },
-            "options": {key: {"default": o.default, "doc": o.doc} for key, o in rule.options.items()},
-        }
-        for name, rule in sorted(hs.RULES.items())
-    }
-    transforms = {name: inspect.getdoc(t) or "" for name, t in sorted(hs.TRANSFORMS.items())}
+    if unknown := [name for name in names if name not in hs.RULES]:
+        raise InputError(f"no rule is called {unknown[0]}", instead=nearest(unknown[0], hs.RULES))
+    chosen = {name: _described(rule) for name, rule in sorted(hs.RULES.items()) if not names or name in names}
+    transforms = {name: inspect.getdoc(t) or "" for name, t in sorted(hs.TRANSFORMS.items()) if not names}
     if as_json:
-        click.echo(json.dumps({"rules": described, "transforms": transforms}, ensure_ascii=False))
+        click.echo(json.dumps({"rules": chosen, "transforms": transforms}))
         return
     console = out()
-    for name, rule in described.items():
-        console.print(Text(name, style="bold"))
-        console.print(Text("  " + str(rule["doc"]).splitlines()[0]))
-        table = Table(box=None, padding=(0, 1), pad_edge=True)
-        for title in ("", "default", "domain", "learned as", ""):
-            table.add_column(title, no_wrap=title != "")
-        for key, h in rule["hyperparameters"].items():  # type: ignore[attr-defined]
-            how = h["bijection"] if h["learned"] else "fixed"
-            table.add_row(key, format(h["default"], "g"), h["domain"], how, Text(h["doc"]))
-        for key, o in rule["options"].items():  # type: ignore[attr-defined]
-            shown = "flag" if o["default"] is False else format(o["default"], "g")
-            table.add_row(key, shown, "", "option", Text(o["doc"]))
-        console.print(table)
-        console.print(Text(f"  source: {rule['source']}\n"))
+    for i, (name, rule) in enumerate(chosen.items()):
+        if i:
+            console.print()
+        _show(console, name, rule)
     for name, doc in transforms.items():
-        console.print(Text(f"gradient transform {name}", style="bold"))
-        console.print(Text("  " + doc.splitlines()[0]))
+        console.print(f"\n{name}, a gradient transform", style="bold")
+        _paragraph(console, _first_line(doc))
+
+
+def _described(rule: type[Rule]) -> dict[str, Any]:
+    return {
+        "doc": inspect.getdoc(rule) or "",
+        "source": rule.source,
+        "hyperparameters": {
+            key: {
+                "default": h.default,
+                "domain": str(h.domain),
+                "bijection": h.bijection,
+                "learned": h.resolve(None).learned,
+                "doc": h.doc,
+            }
+            for key, h in rule.hyperparameters.items()
+        },
+        "options": {key: {"default": o.default, "doc": o.doc} for key, o in rule.options.items()},
+    }
+
+
+def _show(console: Console, name: str, rule: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    console.print(name, style="bold")
+    _paragraph(console, _first_line(rule["doc"]))
+    table = Table(box=None, padding=(0, 0, 0, 2), pad_edge=True)
+    for title in ("", "default", "domain", "learned", ""):
+        table.add_column(title, no_wrap=len(table.columns) < 4)
+    for key, h in rule["hyperparameters"].items():
+        table.add_row(key, number(h["default"]), h["domain"], h["bijection"] if h["learned"] else "fixed", h["doc"])
+    for key, o in rule["options"].items():
+        shown = "flag" if isinstance(o["default"], bool) else number(o["default"])
+        table.add_row(key, shown, "", "option", o["doc"])
+    console.print(table)
+    if rule["source"]:
+        _paragraph(console, f"source: {rule['source']}")
+
+
+def _first_line(doc: str) -> str:
+    return doc.partition("\n")[0]
+
+
+def _paragraph(console: Console, text: str) -> None:
+    """Indented text."""
+    for line in textwrap.wrap(text, max(20, console.width - 2)):
+        console.print(f"  {line}")

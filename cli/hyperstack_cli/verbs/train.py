@@ -2,37 +2,67 @@
 
 from __future__ import annotations
 
-import signal
+import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from hyperstack_cli.screen import bound_stack, err, number, out, percent, set_option
+from hyperstack_cli.interrupt import Interrupt
+from hyperstack_cli.screen import Whole, bound_stack, err, number, out, percent, set_option
 
 if TYPE_CHECKING:
-    import torch
-
+    from hyperstack.tasks import Data, Task
+    from hyperstack.telemetry.plan import Plan
     from hyperstack.telemetry.runfolder import RunFolder
-    from hyperstack.training import Plan
 
 DEFAULT_STACK = "Adam / SGD(1e-5)"
-POSITIVE = click.IntRange(min=1)
+POSITIVE = Whole(1)
+PATH = click.Path(path_type=Path)
+EPILOG = """\b
+Examples:
+  hyperstack train mnist
+  hyperstack train mnist --stack "Adam / SGD(α, clip)" --set α=1e-4 --seed 1
+  hyperstack train mnist --epochs 30 --out runs/long
+  hyperstack train mnist --out runs/long --resume
+
+\b
+Exit status: 0 trained (also where the network diverged: see `diverged` in
+summary.json), 1 the run failed, 2 wrong input, 130 interrupted.
+"""
 
 
-@click.command()
+@click.command(short_help="Train a task's network with a stack.", epilog=EPILOG)
 @click.argument("task")
-@click.option("--stack", metavar="STACK", help=f'The stack, as text.  [default: "{DEFAULT_STACK}"]')
+@click.option("--stack", metavar="TEXT", help=f"The stack of optimizers.  [default: {DEFAULT_STACK}]")
 @set_option
-@click.option("--epochs", type=POSITIVE, help="Passes over the training examples.  [default: the task's, 5 for mnist]")
-@click.option("--batch-size", type=POSITIVE, help="Examples a step.  [default: the task's, 256 for mnist]")
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Of weights and batches.  [default: 0]")
-@click.option("--device", default="auto", show_default=True, metavar="DEVICE", help="auto, cpu, cuda, cuda:1, ...")
-@click.option("--data-dir", type=click.Path(path_type=Path), help="A folder that holds the data files already.")
-@click.option("--out", "folder", type=click.Path(path_type=Path), help="The run folder.  [default: runs/TASK-NNN]")
-@click.option("--resume", is_flag=True, help="Go on with the interrupted run in --out.")
-@click.option("--record-every", type=POSITIVE, help="Record every N-th step.  [default: 1]")
+@click.option(
+    "--epochs", type=POSITIVE, metavar="N", help="Passes over the training examples.  [default: the task's, mnist: 5]"
+)
+@click.option("--batch-size", type=POSITIVE, metavar="N", help="Examples in a step.  [default: the task's, mnist: 256]")
+@click.option(
+    "--seed",
+    type=Whole(0, 2**32 - 1),
+    metavar="N",
+    help="Draws the first weights and the order of the examples: equal seeds give equal runs.  [default: 0]",
+)
+@click.option(
+    "--device",
+    default="auto",
+    metavar="NAME",
+    help="Where to compute: cpu, cuda, cuda:1, mps, or auto: a CUDA device where there is one.  [default: auto]",
+)
+@click.option(
+    "--threads", type=POSITIVE, metavar="N", help="CPU cores that PyTorch may use.  [default: PyTorch's choice]"
+)
+@click.option("--data-dir", type=PATH, metavar="DIR", help="Take the data from the files in DIR, and fetch nothing.")
+@click.option("--out", "folder", type=PATH, metavar="DIR", help="The run folder.  [default: the next runs/TASK-NNN]")
+@click.option(
+    "--resume", is_flag=True, help="Go on with the run in --out. Options left out are that run's; --epochs may change."
+)
+@click.option("--record-every", type=POSITIVE, metavar="N", help="Record every N-th step.  [default: 1]")
 @click.option("--quiet", is_flag=True, help="Show the result only.")
 def command(
     task: str,
@@ -45,131 +75,130 @@ def command(
     quiet: bool,
     **numbers: int | None,
 ) -> None:
-    """Train TASK (mnist) with a stack of optimizers.
+    """Train the network of TASK (mnist) with a stack of optimizers, and show what each level does meanwhile.
 
-    The run folder gets a record of every step, a checkpoint, and summary.json. Ctrl-C ends the run after the step
-    in hand, with a checkpoint from which --resume continues bit for bit.
-
-    \b
-    hyperstack train mnist
-    hyperstack train mnist --stack "Adam / SGD(α, clip)" --set α=1e-4 --epochs 5 --seed 1
-    hyperstack train mnist --out runs/mnist-001 --resume
+    The first run of a task fetches its data into the cache, ~/.cache/hyperstack or $HYPERSTACK_CACHE. The run folder
+    gets the plan, a record of every step, a checkpoint after every epoch, and summary.json. Ctrl-C ends the run after
+    the step in hand with a checkpoint, from which --resume continues bit for bit.
     """
-    from hyperstack.errors import InputError
+    # Waiting threads that spin starve when the machine is busy: an epoch took 50 s in the place of 3.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from hyperstack.devices import device_failures, find_device
     from hyperstack.tasks import get_task
     from hyperstack.telemetry.runfolder import RunFolder
-    from hyperstack.training import train
-    from hyperstack_cli.display import Display
 
     chosen = get_task(task)
-    if resume and folder is None:
-        raise InputError(
-            "--resume needs the folder of the run", instead=f"write: hyperstack train {task} --out RUN --resume"
-        )
-    if assignments and stack is None:
-        raise InputError("--set binds a name of --stack, and there is no --stack", instead="give the stack as well")
-    saved = RunFolder.existing(folder).read_plan() if resume and folder else {}
+    _check_together(task, stack, assignments, folder, resume)
+    run = RunFolder.existing(folder) if resume and folder else None
+    saved = run.read_plan() if run else None
     text = None if stack is None else str(bound_stack(stack, assignments))
-    place = _device(device if device != "auto" or not resume else saved.get("device", "auto"))
+    place = find_device(saved.device if saved and device == "auto" else device)
     asked = {"task": chosen.name, "stack": text, "device": str(place), **numbers}
-    plan = _plan(asked, saved or _defaults(chosen))
-    if resume:
+    plan = _plan(asked, saved.as_dict() if saved else _defaults(chosen))
+    if saved:
         plan.check_resumes(saved)
     elif folder is not None:
         RunFolder.check_free(folder)
+    if run and _is_finished(run, plan):
+        return
     notify = (lambda line: None) if quiet else (lambda line: err().print(line, style="dim"))
-    data = chosen.load(data_dir, place, notify)
-    run = (
-        RunFolder(folder)
-        if resume and folder
-        else RunFolder.create(folder)
-        if folder
-        else RunFolder.next_free(Path("runs"), plan.task)
-    )
-    with Display(plan, len(data.train_inputs), quiet) as display, _Interrupt() as interrupt:
-        summary = train(
-            plan, chosen, data, run, resume=resume, sinks=[display], stop=interrupt, after_epoch=display.after_epoch
-        )
-    _report(summary, run, quiet)
-    if not summary["finished"]:
-        sys.exit(130)
+    with device_failures():
+        data = chosen.load(data_dir, place, notify)
+    if run is None:
+        run = RunFolder.create(folder) if folder else RunFolder.next_free(Path("runs"), plan.task)
+    _train(plan, chosen, data, run, resume, quiet)
 
 
-def _defaults(task: Any) -> dict[str, Any]:
+def _check_together(
+    task: str, stack: str | None, assignments: tuple[str, ...], folder: Path | None, resume: bool
+) -> None:
+    from hyperstack.errors import InputError
+
+    if resume and folder is None:
+        hint = f"write: hyperstack train {shlex.quote(task)} --out DIR --resume"
+        raise InputError("--resume needs the folder of the run", instead=hint)
+    if assignments and stack is None:
+        raise InputError("--set binds a name of --stack, and there is no --stack", instead="give the stack as well")
+
+
+def _defaults(task: Task) -> dict[str, Any]:
+    import torch
+
     return {
         "stack": str(bound_stack(DEFAULT_STACK, ())),
         "epochs": task.epochs,
         "batch_size": task.batch_size,
         "seed": 0,
         "record_every": 1,
+        "threads": torch.get_num_threads(),
     }
 
 
 def _plan(asked: dict[str, Any], defaults: dict[str, Any]) -> Plan:
     """The options that were given, and the defaults (or the run's own plan) for the others."""
     from hyperstack.dsl import parse
-    from hyperstack.training import Plan
+    from hyperstack.errors import InputError
+    from hyperstack.telemetry.plan import Plan
 
     fields: dict[str, Any] = {name: defaults.get(name) if value is None else value for name, value in asked.items()}
-    parse(fields["stack"]).resolve()
+    stack = parse(fields["stack"])
+    if names := stack.free_names:
+        hint = "bind " + " and ".join(f"{name} with --set {name}=NUMBER" for name in names)
+        raise InputError(f"the stack leaves {', '.join(names)} open", why=f"  {stack}", instead=hint)
+    stack.resolve()
     return Plan(**fields)
 
 
-def _device(name: str) -> torch.device:
-    """The device that a user means, or an InputError that says why it cannot be had."""
-    import torch
+def _is_finished(run: RunFolder, plan: Plan) -> bool:
+    """Whether a run that is to be resumed has nothing left to do; then its result is shown again."""
+    summary = run.read_summary()
+    if not summary or not summary["finished"] or not (summary["diverged"] or plan.epochs == summary["epochs"]):
+        return False
+    more = "" if summary["diverged"] else f"; for more, ask for --epochs {plan.epochs + 1} or higher"
+    out().print(f"{run.path} is finished already{more}", soft_wrap=True)
+    _report(summary, run, quiet=False)
+    return True
 
-    from hyperstack.errors import InputError
 
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def _train(plan: Plan, task: Task, data: Data, run: RunFolder, resume: bool, quiet: bool) -> None:
+    from hyperstack.dsl import parse
+    from hyperstack.training import train
+    from hyperstack_cli.display import Display
+
+    display = Display(plan, parse(plan.stack), len(data.train_inputs), quiet)
     try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        why = str(error).splitlines()[0]
-        if name.startswith("cuda") and not torch.cuda.is_available():
-            why = "this PyTorch has no CUDA device"
-        raise InputError(f"the device {name!r} cannot be used", why=why, instead="use --device cpu, or auto") from None
-    if device.type == "meta":
-        raise InputError("the meta device holds no numbers to train", instead="use --device cpu")
-    return device
+        with Interrupt() as interrupt, display:
+            sinks, after_epoch = [display], display.after_epoch
+            summary = train(plan, task, data, run, resume=resume, sinks=sinks, stop=interrupt, after_epoch=after_epoch)
+    except KeyboardInterrupt:
+        err().print("stopped at once; the run is as its last checkpoint has it, to go on:", soft_wrap=True)
+        err().print(f"  {_again(plan.task, run)}", soft_wrap=True)
+        sys.exit(interrupt.exit_code)
+    _report(summary, run, quiet)
+    if not summary["finished"]:
+        sys.exit(interrupt.exit_code)
 
 
-class _Interrupt:
-    """Ctrl-C asks for an end after the step in hand; a second one ends at once."""
-
-    def __enter__(self) -> _Interrupt:
-        self.asked = False
-        self.before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for signum, handler in self.before.items():
-            signal.signal(signum, handler)
-
-    def _handle(self, number: int, frame: object) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-
-    def __call__(self) -> bool:
-        return self.asked
+def _again(task: str, run: RunFolder) -> str:
+    return f"hyperstack train {task} --out {shlex.quote(str(run.path))} --resume"
 
 
 def _report(summary: dict[str, Any], run: RunFolder, quiet: bool) -> None:
     console = out()
+
+    def say(line: str) -> None:
+        console.print(line, soft_wrap=True)
+
     if not summary["finished"]:
-        console.print(f"interrupted after step {summary['steps']:,}, with a checkpoint; to go on:", soft_wrap=True)
-        console.print(f"  hyperstack train {summary['task']} --out {run.path} --resume", soft_wrap=True)
+        say(f"interrupted after step {summary['steps']:,}, with a checkpoint; to go on:")
+        say(f"  {_again(summary['task'], run)}")
         return
     if summary["diverged"]:
-        console.print(f"diverged in epoch {summary['epochs']}: the network holds numbers that are not finite")
-    console.print(
+        say(f"diverged in epoch {summary['epochs']}: the loss or the network holds numbers that are not finite")
+    say(
         f"test error {percent(summary['test_error'])}, train loss {number(summary['train_loss'])}, "
-        f"{summary['seconds']:.1f} s, {summary['steps']:,} steps",
-        soft_wrap=True,
+        f"{summary['seconds']:.1f} s, {summary['steps']:,} steps"
     )
     if not quiet:
-        console.print(f"run        {run.path}", soft_wrap=True)
-        console.print(f"inspect    hyperstack inspect {run.path}", soft_wrap=True)
+        say(f"run        {run.path}")
+        say(f"inspect    hyperstack inspect {shlex.quote(str(run.path))}")

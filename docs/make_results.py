@@ -1,0 +1,136 @@
+"""Measure the tables of README.md and docs/, and write them where they stand.
+
+    python docs/make_results.py              every table, from MNIST runs: about half an hour on two cores
+    python docs/make_results.py start        only the tables named: start, clipping, rates, long
+    python docs/make_results.py --show start to the screen, not into the files
+
+Each figure is the test error in percent after the last epoch, as `hyperstack train mnist --stack STACK --seed SEED`
+reports it: mean ± standard deviation over seeds 0, 1 and 2. A table stands between `<!-- results: NAME -->` and
+`<!-- end of results -->`, and is replaced as a whole.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import mean, stdev
+
+import torch
+
+import hyperstack as hs
+from hyperstack.tasks import Data, Task, get_task
+from hyperstack.telemetry import Recorder
+from hyperstack.training import Plan, Trainer
+
+HERE = Path(__file__).parent
+SEEDS = (0, 1, 2)
+
+
+@functools.cache
+def mnist() -> tuple[Task, Data]:
+    """The task and its data, loaded once."""
+    task = get_task("mnist")
+    return task, task.load(None, torch.device("cpu"), print)
+
+
+@functools.cache
+def error(stack: str, epochs: int, seed: int) -> float:
+    """The test error of one run, in percent."""
+    task, data = mnist()
+    trainer = Trainer(Plan(task.name, str(hs.parse(stack)), epochs, seed, "cpu", task.batch_size), task, data)
+    with Recorder(trainer.opt, []) as recorder:
+        trainer.run(recorder)
+    found = 100 * trainer.summary()["test_error"]
+    print(f"{stack}  epochs {epochs}  seed {seed}: {found:.2f} %", file=sys.stderr, flush=True)
+    return found
+
+
+def figure(stack: str, epochs: int = 5) -> str:
+    """Mean ± standard deviation over the seeds."""
+    found = [error(stack, epochs, seed) for seed in SEEDS]
+    return f"{mean(found):.2f} ± {stdev(found):.2f}"
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table, its first column to the left and the figures to the right."""
+    rule = ["---"] + ["---:"] * (len(head) - 1)
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, rule, *rows])
+
+
+def start() -> str:
+    """What the README shows."""
+    stacks = ["Adam", "Adam / SGD(1e-5)", "Adam(v0=1e-8) / SGD(1e-3)", "Adam(v0=1e-8) / SGD(1e-3, clip)"]
+    return markdown(["stack", "test error, %"], [[f"`{stack}`", figure(stack)] for stack in stacks])
+
+
+def clipping() -> str:
+    """Table 2 of Huang et al., and the other way of counting."""
+    published = {
+        "1e-5": ("3.14", "3.23"),
+        "1e-4": ("3.05", "3.06"),
+        "1e-3": ("4.71", "3.35"),
+        "5e-3": ("35.89", "16.6"),
+        "1e-2": ("79.57", "23.2"),
+    }
+    clips = ("", ", clip", ", clip=[cumulative(skip_zeros)]")
+    rows = [
+        [f"`{rate}`", *(figure(f"Adam(v0=1e-8) / SGD({rate}{clip})") for clip in clips), *published[rate]]
+        for rate in published
+    ]
+    head = ["α", "no clip", "`clip`", "`clip=[cumulative(skip_zeros)]`", "published, no clip", "published, clip"]
+    return markdown(head, rows)
+
+
+def rates() -> str:
+    """What the rate of the upper level does, relative to the rate below."""
+    ratios = (0.0001, 0.001, 0.01, 0.1)
+    rows = []
+    for name in ("Adam", "SGD", "AdaGrad", "RMSProp"):
+        rate = hs.RULES[name].hyperparameters["lr"].default
+        towers = [f"{name} / SGD({rate * ratio:.12g})" for ratio in ratios]
+        rows.append([f"`{name}`", *(figure(stack) for stack in [name, *towers])])
+    return markdown(["primary", "alone", *(f"/ SGD, {ratio} x" for ratio in ratios)], rows)
+
+
+def long() -> str:
+    """Rows of Tables 1 and 3 of Huang et al.: 30 epochs."""
+    published = {
+        "SGD(0.01)": "8.96",
+        "SGD(0.01) / SGD(1)": "6.78",
+        "AdaGrad(eps_inside, initial=0.1) / SGD(2.5, clip)": "4.11",
+    }
+    rows = [[f"`{stack}`", figure(stack, epochs=30), figures] for stack, figures in published.items()]
+    return markdown(["stack", "test error, %", "published"], rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {f.__name__: f for f in (start, clipping, rates, long)}
+PLACE = re.compile(r"(<!-- results: (\w+) -->\n).*?(\n<!-- end of results -->)", re.DOTALL)
+
+
+def places() -> Iterator[tuple[Path, str]]:
+    """Every file that holds a table, and the table's name."""
+    for path in [HERE.parent / "README.md", *sorted(HERE.glob("*.md"))]:
+        for match in PLACE.finditer(path.read_text()):
+            yield path, match[2]
+
+
+def main(arguments: list[str]) -> None:
+    """Measure the tables that are named, or all of them."""
+    show = "--show" in arguments
+    names = [a for a in arguments if a != "--show"] or list(TABLES)
+    if unknown := set(names) - set(TABLES):
+        sys.exit(f"no table is called {', '.join(unknown)}: choose among {', '.join(TABLES)}")
+    torch.set_num_threads(1)  # the network is small, and results do not hang on the number of cores
+    for name in names:
+        table = TABLES[name]()
+        print(f"{name}\n\n{table}\n")
+        for path in [] if show else {path for path, held in places() if held == name}:
+            text = path.read_text()
+            path.write_text(PLACE.sub(lambda m: m[0] if m[2] != name else m[1] + table + m[3], text))  # noqa: B023
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

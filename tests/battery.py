@@ -1,0 +1,341 @@
+"""What the tests of rules and towers share: the table of oracles, generic data, and a slow tower to compare with.
+
+`ORACLES` is the only list kept by hand. A new rule adds its line there, and the tests check that it did.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from types import SimpleNamespace
+
+import torch
+from torch import optim
+
+import hyperstack as hs
+
+EPS = torch.finfo(torch.float64).eps
+
+
+class Written(optim.Optimizer):
+    """An oracle written out: `formula(g, state)` is what to subtract from a parameter."""
+
+    def __init__(self, params, formula):
+        super().__init__(params, {})
+        self.formula = formula
+
+    @torch.no_grad()
+    def step(self):
+        for p in self.param_groups[0]["params"]:
+            p -= self.formula(p.grad, self.state[p])
+
+
+def published_adam(g, s, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8):
+    t = s["t"] = s.get("t", 0) + 1
+    m = s["m"] = beta1 * s.get("m", torch.zeros_like(g)) + (1 - beta1) * g
+    v = s["v"] = beta2 * s.get("v", torch.full_like(g, eps)) + (1 - beta2) * g**2
+    return lr * (m / (1 - beta1**t)) / ((v / (1 - beta2**t)) ** 0.5 + eps)
+
+
+def published_adagrad(g, s, lr=1e-2, eps=1e-10):
+    total = s["G"] = s.get("G", torch.full_like(g, 0.1)) + g**2
+    return lr * g / (total + eps) ** 0.5
+
+
+def published_rmsprop(g, s, lr=1e-2, gamma=0.99, eps=1e-8):
+    v = s["s"] = gamma * s.get("s", torch.zeros_like(g)) + (1 - gamma) * g**2
+    return lr * g / (v + eps) ** 0.5
+
+
+def like(oracle, **arguments):
+    """What makes an oracle of given parameters: a class of torch.optim, or a formula."""
+    made = functools.partial(oracle, **arguments)
+    return made if isinstance(oracle, type) else lambda params: Written(params, made)
+
+
+MIXED = {"centered": True, "momentum": 0.9, "weight_decay": 2}
+
+# rule: (a level as text, its oracle), one line a case
+ORACLES = {
+    "SGD": [
+        ("SGD(0.1)", like(optim.SGD, lr=0.1)),
+        ("SGD", like(optim.SGD)),
+        ("SGD(0.1, momentum=0.9)", like(optim.SGD, lr=0.1, momentum=0.9)),
+        ("SGD(0.1, momentum=0.9, dampening=0.3)", like(optim.SGD, lr=0.1, momentum=0.9, dampening=0.3)),
+        ("SGD(0.1, nesterov, momentum=0.8)", like(optim.SGD, lr=0.1, momentum=0.8, nesterov=True)),
+        ("SGD(0.1, weight_decay=0.2)", like(optim.SGD, lr=0.1, weight_decay=0.2)),
+        ("SGD(nesterov, momentum=0.8, weight_decay=2)", like(optim.SGD, momentum=0.8, weight_decay=2, nesterov=True)),
+    ],
+    "Adam": [
+        ("Adam", like(optim.Adam)),
+        ("Adam(0.02, beta1=0.8, beta2=0.95, eps=1e-3)", like(optim.Adam, lr=0.02, betas=(0.8, 0.95), eps=1e-3)),
+        ("Adam(0.02, beta1=0.0, beta2=0.5)", like(optim.Adam, lr=0.02, betas=(0.0, 0.5))),
+        ("Adam(0.02, amsgrad, beta2=0.6)", like(optim.Adam, lr=0.02, betas=(0.9, 0.6), amsgrad=True)),
+        ("Adam(0.02, weight_decay=0.2)", like(optim.Adam, lr=0.02, weight_decay=0.2)),
+        ("Adam(0.02, decoupled_weight_decay, weight_decay=0.2)", like(optim.AdamW, lr=0.02, weight_decay=0.2)),
+        ("Adam(amsgrad, decoupled_weight_decay, weight_decay=2)", like(optim.AdamW, weight_decay=2, amsgrad=True)),
+        ("Adam(0.02, v0=1e-8)", like(published_adam, lr=0.02)),
+        ("Adam(0.02, beta1=0.7, beta2=0.9, v0=1e-8)", like(published_adam, lr=0.02, beta1=0.7, beta2=0.9)),
+    ],
+    "AdaGrad": [
+        ("AdaGrad", like(optim.Adagrad)),
+        ("AdaGrad(0.1, lr_decay=0.3)", like(optim.Adagrad, lr=0.1, lr_decay=0.3)),
+        ("AdaGrad(0.1, initial=0.5, eps=1e-3)", like(optim.Adagrad, lr=0.1, initial_accumulator_value=0.5, eps=1e-3)),
+        ("AdaGrad(0.1, weight_decay=0.2)", like(optim.Adagrad, lr=0.1, weight_decay=0.2)),
+        ("AdaGrad(0.1, eps_inside, initial=0.1)", like(published_adagrad, lr=0.1)),
+    ],
+    "RMSProp": [
+        ("RMSProp", like(optim.RMSprop)),
+        ("RMSProp(0.02, alpha=0.8, eps=1e-3)", like(optim.RMSprop, lr=0.02, alpha=0.8, eps=1e-3)),
+        ("RMSProp(0.02, centered)", like(optim.RMSprop, lr=0.02, centered=True)),
+        ("RMSProp(0.02, momentum=0.9)", like(optim.RMSprop, lr=0.02, momentum=0.9)),
+        ("RMSProp(centered, momentum=0.9, weight_decay=2)", like(optim.RMSprop, **MIXED)),
+        ("RMSProp(square(0.02), eps_inside, alpha=0.9)", like(published_rmsprop, lr=0.02, gamma=0.9)),
+    ],
+}  # fmt: skip
+CASES = [case for cases in ORACLES.values() for case in cases]
+
+
+# Those that come with hyperstack; other tests may register toys.
+RULES = {name: rule for name, rule in hs.RULES.items() if rule.__module__.startswith("hyperstack.")}
+PAIRS = list(itertools.product(RULES, repeat=2))
+
+
+def option_choices(rule):
+    """Every combination of a rule's options: flags off and on, numbers at their default and away from it."""
+    choices = [
+        (o.default, not o.default if isinstance(o.default, bool) else o.default + 0.1) for o in rule.options.values()
+    ]
+    return [dict(zip(rule.options, chosen, strict=True)) for chosen in itertools.product(*choices)]
+
+
+def interior(hyperparameter):
+    """A value well inside a hyperparameter's domain, where no scale is extreme."""
+    low, high = (
+        x if math.isfinite(x) else i for i, x in enumerate((hyperparameter.domain.low, hyperparameter.domain.high))
+    )
+    return low + 0.3 * (high - low)
+
+
+def asked(rule, **arguments):
+    """A level of which every hyperparameter is asked to be learned, at interior values."""
+    wish = {k: hs.learned(interior(h)) for k, h in rule.hyperparameters.items()}
+    return rule(**{**wish, **arguments})
+
+
+SHAPES = ((9, 40), (5,), (), (2, 1, 3))
+SMALL = ((3, 4), (5,), (), (2, 1, 3))
+
+
+def tensors(dtype=torch.float64, shapes=SHAPES, seed=1, device="cpu"):
+    """Generic parameters."""
+    random = torch.Generator().manual_seed(seed)
+    return [torch.randn(s, generator=random, dtype=torch.float64).to(device, dtype) for s in shapes]
+
+
+def gradients(steps, dtype=torch.float64, shapes=SHAPES, seed=2, device="cpu"):
+    """`steps` lists of gradients of a norm of about 2 that share a direction, so that hypergradients add up."""
+    scale = 1.6 / max(1, sum(torch.Size(s).numel() for s in shapes)) ** 0.5
+    drift = tensors(torch.float64, shapes, seed)
+    noise = [tensors(torch.float64, shapes, seed + 100 + t) for t in range(steps)]
+    return [[(scale * (d + n)).to(device, dtype) for d, n in zip(drift, ns, strict=True)] for ns in noise]
+
+
+def assert_close(got, wanted, rtol, atol=0.0):
+    """Whole arrays, finite, equal to `rtol` of the largest entry of each, or `atol`."""
+    pairs = ((k, got[k], wanted[k]) for k in wanted) if isinstance(wanted, dict) else enumerate_pairs(got, wanted)
+    assert len(got) == len(wanted)
+    for key, a, b in pairs:
+        a, b = a.detach().double().cpu(), b.detach().double().cpu()
+        assert a.shape == b.shape, (key, a.shape, b.shape)
+        assert torch.isfinite(b).all(), (key, b)
+        error, bound = (a - b).abs(), atol + (rtol * b.abs().max() if b.numel() else 0.0)
+        assert bool((error <= bound).all()), f"{key}: off by {error.max():.3g} > {bound:.3g}: {a} != {b}"
+
+
+def enumerate_pairs(got, wanted):
+    return ((i, a, b) for i, (a, b) in enumerate(zip(got, wanted, strict=True)))
+
+
+def flatten(value, key=""):
+    """The leaves of nested dicts and lists, by path."""
+    if isinstance(value, dict):
+        return {k: v for name, x in value.items() for k, v in flatten(x, f"{key}.{name}").items()}
+    if isinstance(value, (list, tuple)):
+        return {k: v for i, x in enumerate(value) for k, v in flatten(x, f"{key}[{i}]").items()}
+    return {key: value}
+
+
+def assert_same(got, wanted):
+    """Bit for bit, NaN equal to NaN."""
+    got, wanted = flatten(got), flatten(wanted)
+    assert got.keys() == wanted.keys()
+    for key, b in wanted.items():
+        a = got[key]
+        if isinstance(b, torch.Tensor):
+            assert a.dtype == b.dtype, key
+            assert torch.equal(torch.nan_to_num(a, 7.25), torch.nan_to_num(b, 7.25)), f"{key}: {a} != {b}"
+        else:
+            assert a == b, f"{key}: {a} != {b}"
+
+
+def number(x):
+    return torch.tensor(float(x), dtype=torch.float64)
+
+
+def clip_cumulatively(g, memory, skip_zeros=False):
+    """Section 3 of the design, word for word, on one tensor; `memory` holds t and θ' and is changed."""
+    n = float(torch.linalg.vector_norm(g))
+    if skip_zeros and memory["t"] == 0 and n == 0:
+        return g
+    t = memory["t"] = memory["t"] + 1
+    theta = n if t == 1 else ((t - 1) * memory["theta"] + n) / t
+    clipped = g if n == 0 else g * min(1.0, theta / n)
+    n = float(torch.linalg.vector_norm(clipped))
+    memory["theta"] = theta if t == 1 else ((t - 1) * memory["theta"] + n) / t
+    return clipped
+
+
+def apply(rule, g, state, h, t, p):
+    """One update by a rule's own pure functions: what it adds to `p`, and the state after."""
+    c = SimpleNamespace(**{n: x.to(g.dtype) for n, x in rule.coefficients(h, t).items()})
+    return rule.update(g, state, c, p if rule.reads_params else None)
+
+
+class Reference:
+    """The tower of the design, slow and obvious: one tensor at a time, and one autograd graph through a whole step.
+
+    `moved[0]` holds the parameters, `moved[k]` the raw hyperparameters of level k-1, all connected by the last
+    step; `slots[k][key]` holds what level k keeps for the tensor `key` that it updates.
+    """
+
+    def __init__(self, stack, params, nonfinite="skip"):
+        self.rules, self.resolved, self.nonfinite = list(stack), stack.resolve(), nonfinite
+        self.moved = [dict(enumerate(p.detach().clone() for p in params))]
+        for resolved in self.resolved:
+            shape = {False: (), True: (len(self.moved[-1]),)}
+            learned = {k: r for k, r in resolved.items() if r.learned}
+            self.moved.append(
+                {k: number(r.bijection.to_raw(r.value)).expand(shape[r.per_tensor]) for k, r in learned.items()}
+            )
+        self.slots = [
+            {
+                key: {"t": 0, "state": r.init(x), "clip": [{"t": 0, "theta": 0.0} for _ in r.clip]}
+                for key, x in m.items()
+            }
+            for r, m in zip(self.rules, self.moved, strict=False)
+        ]
+        self.updated, self.skipped = (
+            set(),
+            {f"{k - 1}.{n}": 0 for k in range(1, len(self.moved)) for n in self.moved[k]},
+        )
+        self.hypergradients = [{name: torch.zeros_like(x) for name, x in m.items()} for m in self.moved[1:]]
+
+    def values(self, k, raws, schedule=1.0):
+        """The hyperparameters of level k in natural units."""
+        found = {}
+        for name, r in self.resolved[k].items():
+            found[name] = r.bijection.to_value(raws[name]) if r.learned else number(r.value)
+        found["lr"] = found["lr"] * (schedule if k == 0 else 1.0)
+        return found
+
+    def hyperparameters(self):
+        found = {f"{k}.{n}": v for k in range(len(self.rules)) for n, v in self.values(k, self.moved[k + 1]).items()}
+        return {key: v.detach() for key, v in found.items()}
+
+    def step(self, grads, schedule=1.0):
+        if all(g is None for g in grads):
+            return
+        grads = {i: g for i, g in enumerate(grads) if g is not None}
+        self.hypergradients = self.pull(grads)
+        received = [grads, *self.hypergradients[:-1]]
+        self.start = [{key: x.detach() for key, x in m.items()} for m in self.moved]
+        self.start_states = [{key: slot["state"] for key, slot in slots.items()} for slots in self.slots]
+        self.schedule = schedule
+        self.ready = [self.accept(k, given) for k, given in enumerate(received)]
+        self.moved, states = self.descend()
+        for slots, new in zip(self.slots, states, strict=True):
+            for key, state in new.items():
+                slots[key]["state"] = {n: x.detach() for n, x in state.items()}
+        self.updated = set(grads)
+
+    def pull(self, grads):
+        """The gradient of every raw hyperparameter, by backpropagation through the whole last step."""
+        hit = [i for i in grads if i in self.updated and self.moved[0][i].requires_grad]
+        sources = [x for m in self.moved[1:] for x in m.values()]
+        if not hit or not sources:
+            return [{n: torch.zeros_like(x) for n, x in m.items()} for m in self.moved[1:]]
+        outputs, weights = [self.moved[0][i] for i in hit], [grads[i] for i in hit]
+        found = iter(torch.autograd.grad(outputs, sources, weights, retain_graph=True, materialize_grads=True))
+        return [{n: next(found) for n in m} for m in self.moved[1:]]
+
+    def accept(self, k, given):
+        """The clipped gradients that level k goes by, and a tick of the clock of each tensor that has one."""
+        ready = {}
+        for key, g in given.items():
+            if k and not torch.isfinite(g).all():
+                self.skipped[f"{k - 1}.{key}"] += 1
+                if self.nonfinite == "skip":
+                    continue
+            slot = self.slots[k][key]
+            for transform, memory in zip(self.rules[k].clip, slot["clip"], strict=True):
+                g = clip_cumulatively(g, memory, transform.skip_zeros)
+            slot["t"] += 1
+            ready[key] = g
+        return ready
+
+    def descend(self, nudges=None):
+        """The last step again, from where it started: what it moved, connected, and the states after it.
+
+        `nudges` adds to raw hyperparameters where the step uses them: {(level, name): tensor}.
+        """
+        start = self.start
+        moved, states = [start[-1]], []
+        for k in reversed(range(len(self.rules))):
+            nudged = {n: x + nudges[k, n] if (k, n) in (nudges or {}) else x for n, x in moved[0].items()}
+            moved[0] = {n: x if x.requires_grad else x.detach().requires_grad_() for n, x in nudged.items()}
+            h = self.values(k, moved[0], self.schedule)
+            new, after = dict(start[k]), {}
+            for position, (key, x) in enumerate(start[k].items()):
+                if key in self.ready[k]:
+                    mine = SimpleNamespace(**{n: v[position] if v.dim() else v for n, v in h.items()})
+                    t = number(self.slots[k][key]["t"])
+                    g, s, p = self.ready[k][key], self.start_states[k][key], x
+                    delta, after[key] = apply(self.rules[k], g, s, mine, t, p)
+                    new[key] = x + delta
+            moved, states = [new, *moved], [after, *states]
+        return moved, states
+
+    def follow(self, cotangents, nudges):
+        """<g, what the last step added to the parameters>, had these raw hyperparameters been others."""
+        with torch.no_grad():
+            moved, _ = self.descend(nudges)
+        start = self.start[0]
+        return sum(float((g * (moved[0][i] - start[i])).sum()) for i, g in enumerate(cotangents) if g is not None)
+
+
+def central_differences(reference, cotangents, level, name):
+    """d<g, Δθ>/draw of each entry of a raw hyperparameter in the last step, and how far off that may be.
+
+    With step h = eps^(1/3) the quotient is off by h² f'''/6, a third of its difference from the quotient with step 2h,
+    and by the rounding of every number on the way, 10 eps of it times its own derivative.
+    """
+    raw, h = reference.start[level + 1][name], EPS ** (1 / 3)
+    slopes = [dict(enumerate(cotangents)), *reference.pull(dict(enumerate(cotangents)))]
+    size = sum(
+        float((slopes[k][key] * x.detach()).abs().sum()) for k, m in enumerate(reference.moved) for key, x in m.items()
+    )
+    found, errors = torch.zeros_like(raw), torch.zeros_like(raw)
+    for i in range(raw.numel()):
+        unit = torch.zeros_like(raw)
+        unit.view(-1)[i] = h
+
+        def quotient(times, unit=unit):
+            up, down = (reference.follow(cotangents, {(level, name): sign * times * unit}) for sign in (1, -1))
+            return (up - down) / (2 * times * h)
+
+        near, far = quotient(1), quotient(2)
+        found.view(-1)[i] = near
+        errors.view(-1)[i] = abs(far - near) + 10 * EPS * size / h + 1e-6 * abs(near)
+    return found, errors

@@ -1,0 +1,265 @@
+"""Every registered rule: parity with its oracle, and its hypergradients against central differences."""
+
+from __future__ import annotations
+
+import math
+from copy import deepcopy
+from types import SimpleNamespace
+
+import pytest
+import torch
+from battery import (
+    CASES,
+    EPS,
+    ORACLES,
+    RULES,
+    SMALL,
+    Reference,
+    apply,
+    asked,
+    assert_close,
+    assert_same,
+    central_differences,
+    gradients,
+    interior,
+    option_choices,
+    tensors,
+)
+
+import hyperstack as hs
+from hyperstack.engine import Tower
+
+STEPS = 12
+WITH_OPTIONS = [pytest.param(rule, o, id=f"{n}-{o}") for n, rule in RULES.items() for o in option_choices(rule)]
+by_case = pytest.mark.parametrize("case", CASES, ids=[text for text, _ in CASES])
+by_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+by_options = pytest.mark.parametrize(("rule", "options"), WITH_OPTIONS)
+
+
+def run(tower, params, grads, schedule=1.0):
+    for gs in grads:
+        tower.step(params, gs, schedule)
+    return params
+
+
+# ---- the table
+
+
+def test_every_rule_has_an_oracle():
+    assert set(ORACLES) == set(RULES)
+    assert all(hs.parse(text)[0].__class__ is RULES[name] for name, cases in ORACLES.items() for text, *_ in cases)
+
+
+@by_rule
+def test_every_option_and_hyperparameter_of_a_rule_has_a_case_away_from_its_default(rule):
+    levels = [hs.parse(text)[0] for text, *_ in ORACLES[rule.__name__]]
+    moved = {k for level in levels for k, r in level.resolve().items() if r.value != rule.hyperparameters[k].default}
+    chosen = {k for level in levels for k in level.chosen}
+    assert moved == set(rule.hyperparameters)
+    assert chosen == set(rule.options)
+
+
+# ---- parity
+
+
+@by_case
+@pytest.mark.parametrize("upper", ["", " / SGD(0.0)"], ids=["alone", "measured"])
+def test_parity(case, upper):
+    """As torch.optim, or as the published formulas: alone, and under a level that measures but does not move it."""
+    ours, theirs = tensors(), [p.requires_grad_() for p in tensors()]
+    tower, other = Tower(hs.parse(case[0] + upper), ours), case[1](theirs)
+    for gs in gradients(STEPS):
+        tower.step(ours, gs)
+        for p, g in zip(theirs, gs, strict=True):
+            p.grad = g.clone()
+        other.step()
+        assert_close(ours, theirs, 1e-12)
+
+
+@by_case
+def test_parity_in_float32(case):
+    """Each of 12 steps rounds the state and the direction a few times: 100 ulp cover them."""
+    ours, theirs = tensors(torch.float32), [p.requires_grad_() for p in tensors(torch.float32)]
+    tower, other = Tower(hs.parse(case[0]), ours), case[1](theirs)
+    for gs in gradients(STEPS, torch.float32):
+        tower.step(ours, gs)
+        for p, g in zip(theirs, gs, strict=True):
+            p.grad = g.clone()
+        other.step()
+    assert all(p.dtype == torch.float32 for p in ours)
+    assert_close(ours, theirs, 100 * torch.finfo(torch.float32).eps)
+
+
+@pytest.mark.gpu
+@by_case
+def test_parity_with_the_cpu(case):
+    stack = hs.parse(case[0] + " / SGD(1e-4, clip)")
+    here, there = tensors(), tensors(device="cuda")
+    cpu, gpu = Tower(stack, here), Tower(stack, there)
+    run(cpu, here, gradients(STEPS))
+    run(gpu, there, gradients(STEPS, device="cuda"))
+    assert_close(there, here, 1e-11)
+    assert_close(gpu.hyperparameters(), cpu.hyperparameters(), 1e-11)
+    assert_close(gpu.hypergradients(), cpu.hypergradients(), 1e-10)
+
+
+# ---- the pure functions
+
+
+@by_options
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_update_is_pure_and_keeps_shape_and_dtype(rule, options, dtype):
+    level = asked(rule, **options)
+    h = SimpleNamespace(**{k: torch.tensor(interior(p), dtype=torch.float64) for k, p in rule.hyperparameters.items()})
+    g, p = tensors(dtype, ((3, 5),), 3) + tensors(dtype, ((3, 5),), 4)
+    state, declared = level.init(p), deepcopy(level.init(p))
+    for t in (1.0, 2.0, 3.0):
+        before = deepcopy([state, g, p, vars(h)])
+        delta, after = apply(level, g, state, h, torch.tensor(t, dtype=torch.float64), p)
+        assert_same([state, g, p, vars(h)], before)
+        assert (delta.shape, delta.dtype) == (p.shape, dtype)
+        described = [{k: (x.shape, x.dtype) for k, x in s.items()} for s in (after, declared)]
+        assert described[0] == described[1]
+        assert all(torch.isfinite(x).all() for x in [delta, *after.values()])
+        kept = {x.data_ptr() for x in [g, p, *state.values()]}
+        assert kept.isdisjoint({x.data_ptr() for x in [delta, *after.values()]})
+        state = after
+
+
+@by_options
+def test_an_update_is_elementwise(rule, options):
+    """On a part of the elements the rule does what it does on all: so work may go block by block."""
+    level = asked(rule, **options)
+    h = SimpleNamespace(**{k: torch.tensor(interior(p), dtype=torch.float64) for k, p in rule.hyperparameters.items()})
+    t = torch.tensor(2.0, dtype=torch.float64)
+    g, p, *rest = tensors(shapes=((11,),) * 6)
+    state = {k: x.abs() + 1 for k, x in zip(level.init(p), rest, strict=False)}
+    delta, after = apply(level, g, state, h, t, p)
+    part = slice(3, 8)
+    some, some_after = apply(level, g[part], {k: x[part] for k, x in state.items()}, h, t, p[part])
+    assert_same([some, some_after], [delta[part], {k: x[part] for k, x in after.items()}])
+
+
+# ---- hypergradients
+
+
+def check_hypergradients(stack, steps, at, schedule=1.0):
+    """Every hypergradient of a tower in the steps `at`, against central differences of its last update."""
+    params, grads = tensors(shapes=SMALL), gradients(steps, shapes=SMALL)
+    tower, slow = Tower(stack, params), Reference(stack, params)
+    alive = set()
+    for t, gs in enumerate(grads):
+        if t in at:
+            wanted = {
+                f"{k}.{name}": central_differences(slow, gs, k, name)
+                for k, raws in enumerate(slow.moved[1:])
+                for name in raws
+            }
+        tower.step(params, gs, schedule)
+        slow.step(gs, schedule)
+        if t in at:
+            found = tower.hypergradients()
+            for key, (numbers, errors) in wanted.items():
+                assert found[key].shape == numbers.shape, key
+                assert bool(((found[key] - numbers).abs() <= errors).all()), (key, found[key], numbers, errors)
+                alive |= {key} if bool((found[key].abs() > 100 * errors).all()) else set()
+    assert alive == set(wanted), "these hypergradients are lost in the error of the differences"
+    return tower
+
+
+@by_options
+def test_hypergradients_are_the_derivatives_of_the_last_update(rule, options):
+    stack = asked(rule, **options) / hs.SGD(1e-4)
+    tower = check_hypergradients(stack, 5, (2, 4))
+    assert set(tower.hypergradients()) >= {f"0.{name}" for name in rule.hyperparameters}
+
+
+@by_rule
+@pytest.mark.parametrize("schedule", [1.0, 0.3])
+def test_hypergradients_chain_through_three_levels(rule, schedule):
+    lower = asked(hs.SGD, momentum=hs.learned(hs.per_tensor(0.4)), lr=hs.learned(hs.per_tensor(0.1)))
+    check_hypergradients(lower / asked(rule, lr=hs.learned(0.02)) / asked(rule, lr=hs.learned(1e-3)), 6, (5,), schedule)
+
+
+@by_rule
+def test_hypergradients_of_one_number_a_tensor(rule):
+    wish = {k: hs.learned(hs.per_tensor(interior(h))) for k, h in rule.hyperparameters.items()}
+    stack = rule(**wish) / rule(**{**wish, "lr": hs.learned(hs.per_tensor(0.02))}) / hs.SGD(1e-3)
+    check_hypergradients(stack, 5, (4,), 0.7)
+
+
+@pytest.mark.parametrize("bijection", [hs.lin, hs.log, hs.square, hs.logit])
+def test_hypergradients_are_those_of_the_raw_tensor(bijection):
+    level = hs.Adam(bijection(0.2), beta1=bijection(0.6), beta2=bijection(0.7), eps=hs.learned(bijection(0.3)))
+    check_hypergradients(level / level / hs.SGD(1e-3), 5, (4,))
+
+
+def levels_that_start_anywhere(rule):
+    """Every level of a rule's table with everything learned that can be: at defaults, at edges, and away from both."""
+    for text, *_ in [*ORACLES[rule.__name__], (rule.__name__,)]:
+        level = hs.parse(text)[0]
+        wish = {}
+        for name, r in level.resolve().items():
+            learned = r.learned or rule.hyperparameters[name].bijection == "lin"
+            wish[name] = hs.learned(level.settings.get(name, r.value)) if learned else hs.fixed(r.value)
+        yield rule(**{**wish, **level.chosen})
+
+
+LEVELS = {str(level): level for rule in RULES.values() for level in levels_that_start_anywhere(rule)}
+
+
+@pytest.mark.parametrize("level", LEVELS.values(), ids=LEVELS)
+def test_gradients_that_are_exactly_zero_leave_everything_finite(level):
+    """All are 0 in the first two steps, some in the next three, in one step all, and then some again."""
+    params, grads = tensors(torch.float32), gradients(8, torch.float32)
+    tower = Tower(level / hs.SGD(1e-30) / hs.SGD(1e-30), params)
+    for t, gs in enumerate(grads):
+        for i, g in enumerate(gs):
+            if t in (0, 1, 5):
+                g.zero_()
+            elif g.dim():
+                g.view(-1)[(t + i) % 2 :: 2] = 0
+                g.view(-1)[0] = 0
+        tower.step(params, gs)
+        for value in [*params, *tower.hypergradients().values(), *tower.hyperparameters().values()]:
+            assert torch.isfinite(value).all()
+        if t in (0, 1, 5):
+            assert not any(g.any() for g in tower.hypergradients().values())
+    assert not any(n.any() for n in tower.nonfinite_counts().values())
+    assert all(tower.hypergradients()[f"0.{name}"].any() for name, r in level.resolve().items() if name == "lr")
+
+
+ALIVE = [rule() for rule in RULES.values()] + [
+    asked(rule, **o) for rule in RULES.values() for o in option_choices(rule)
+]
+
+
+@pytest.mark.parametrize("level", ALIVE, ids=str)
+def test_no_learned_hyperparameter_is_dead(level):
+    """Over five steps each hypergradient is different from 0 at least once; what cannot be must be declared fixed."""
+    params = tensors(shapes=SMALL)
+    tower, alive = Tower(level / hs.SGD(1e-9), params), set()
+    for gs in gradients(5, shapes=SMALL):
+        tower.step(params, gs)
+        alive |= {key for key, g in tower.hypergradients().items() if g.all()}
+    assert alive >= {f"0.{name}" for name, r in level.resolve().items() if r.learned}
+
+
+@by_rule
+def test_what_is_not_asked_for_at_an_edge_is_fixed(rule):
+    for name, h in rule.hyperparameters.items():
+        at_edge = h.default in (h.domain.low, h.domain.high)
+        assert rule().resolve()[name].learned == (h.learnable and not at_edge), name
+        assert rule(**{name: hs.learned(interior(h))}).resolve()[name].learned
+        assert not rule(**{name: hs.fixed(interior(h))}).resolve()[name].learned
+
+
+def test_the_bound_on_a_difference_is_tight():
+    """A hypergradient wrong by a millionth part of itself or more is noticed."""
+    params, grads = tensors(), gradients(4)
+    slow = Reference(asked(hs.Adam) / hs.SGD(1e-4), params)
+    for gs in grads[:3]:
+        slow.step(gs)
+    numbers, errors = central_differences(slow, grads[3], 0, "beta1")
+    assert 0 < float(errors) < 1e-5 * abs(float(numbers))
+    assert math.isclose(EPS, 2.0**-52)
