@@ -29,12 +29,14 @@ BLOCK = 1 << 17
 class Block:
     """A range of a bucket's flat buffer, and where its elements come from.
 
-    `pieces` holds (tensor, first element, past-the-last element), the tensor by its place in the bucket.
+    `pieces` holds (tensor, first element, past-the-last element), the tensor by its place in the bucket; `whole`:
+    whether these are several tensors from their first to their last element.
     """
 
     range: slice
     pieces: list[tuple[int, int, int]]
     segments: Segments
+    whole: bool
 
     @property
     def tensors(self) -> slice:
@@ -43,12 +45,18 @@ class Block:
 
     def gather(self, tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
         """The block's elements of `tensors`, flat: a view where they are one contiguous piece."""
+        if self.whole:
+            return torch._C._nn.flatten_dense_tensors(list(tensors[self.tensors])).to(dtype)
         flats = [tensors[i].reshape(-1) for i, _, _ in self.pieces]
         parts = [f if b - a == f.numel() else f[a:b] for f, (_, a, b) in zip(flats, self.pieces, strict=True)]
         return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(dtype)
 
     def add(self, tensors: Sequence[Tensor], delta: Tensor) -> None:
         """Add the block's flat `delta` to its elements of `tensors`, in place."""
+        if self.whole:
+            whole = list(tensors[self.tensors])
+            torch._foreach_add_(whole, torch._C._nn.unflatten_dense_tensors(delta, whole))
+            return
         targets = [tensors[i] if b - a == tensors[i].numel() else tensors[i].view(-1)[a:b] for i, a, b in self.pieces]
         parts = delta.split(self.segments.sizes)
         torch._foreach_add_(targets, [p.view(t.shape) for p, t in zip(parts, targets, strict=True)])
@@ -71,7 +79,8 @@ def cut(segments: Segments, splittable: Sequence[bool], device: torch.device) ->
     blocks, start = [], 0
     for pieces in filter(None, ranges):
         parts = Segments([(b - a,) for _, a, b in pieces], device)
-        blocks.append(Block(slice(start, start + parts.total), pieces, parts))
+        whole = len(pieces) > 1 and all(b - a == segments.sizes[i] for i, a, b in pieces)
+        blocks.append(Block(slice(start, start + parts.total), pieces, parts, whole))
         start += parts.total
     return blocks
 
@@ -87,7 +96,8 @@ class Bucket:
     `index`: which of the tower's tensors; `flats`: "state.NAME", the rule's state (*before* the last update while
     `pending`, else after it), "grad", the transformed gradient of that update, and "params", the parameters before
     it, where the rule reads them; `coefficients`: those of that update, one after another; `nothing`: a 0 for each
-    element of those that depend on anything learned; `transforms`: one state a transform.
+    element of those that depend on anything learned; `transforms`: one state a transform;
+    `ahead`: of a small bucket, what could be computed of its next pull at its last push, a cache.
     """
 
     def __init__(self, level: Level, index: list[int], tensors: Sequence[Tensor]) -> None:
@@ -108,6 +118,7 @@ class Bucket:
         depending = Layout({name: shapes[name] for name in level.depends})
         self.nothing = torch.zeros(depending.total, dtype=dtype, device=device)
         self.pending = False
+        self.ahead: tuple[Tensors, tuple[Tensor, ...]] | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -140,10 +151,17 @@ class Bucket:
         for name in self.states:
             self.flats[name][block.range].copy_(outputs[name])
 
-    def record(self, tensors: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+    def gather(self, gradients: Sequence[Tensor] | None) -> list[Tensor]:
+        """The gradients of each block, flat, in the dtype of the buffers."""
+        return [block.gather(gradients, self.dtype) for block in self.blocks] if gradients else []
+
+    def record(self, tensors: Sequence[Tensor], gathered: Sequence[Tensor]) -> None:
         """Record the new gradient, transformed, and the parameters where the rule reads them."""
-        for block in self.blocks:
-            self.flats["grad"][block.range].copy_(block.gather(gradients, self.dtype))
+        for block, gradient in zip(self.blocks, gathered, strict=True):
+            if block.whole and len(self.blocks) == 1:
+                self.flats["grad"] = gradient  # it is a copy already
+            else:
+                self.flats["grad"][block.range].copy_(gradient)
             if "params" in self.flats:
                 self.flats["params"][block.range].copy_(block.gather(tensors, self.dtype))
         for transform, state in zip(self.level.rule.clip, self.transforms, strict=True):

@@ -41,7 +41,7 @@ from hyperstack.buffers import Block, Bucket
 from hyperstack.layout import Layout, Tensors, section
 from hyperstack.level import Level
 from hyperstack.rule import Stack
-from hyperstack.tape import Tape
+from hyperstack.tape import SplitTape, Tape
 
 
 class Tower:
@@ -74,7 +74,7 @@ class Tower:
         self.steps = self.cells.new_zeros(0)
         self._one = self.cells.new_ones(())
         self._schedule = (1.0, self._one)
-        self._tapes: dict[tuple[Any, ...], Tape] = {}
+        self._tapes: dict[tuple[Any, ...], Tape | SplitTape] = {}
         self._kinds: list[tuple[bool, torch.device, torch.dtype]] = []
 
     def _new_cells(self, k: int) -> Tensors:
@@ -108,7 +108,7 @@ class Tower:
         if all(g is None for g in grads):
             return
         self._arrange(tensors, grads)
-        gradients = [bucket.pick(grads) for bucket in self.buckets]
+        gradients = [bucket.gather(bucket.pick(grads)) for bucket in self.buckets]
         inputs = {"cells": self.cells, "steps": self.steps, "schedule": self._schedule_tensor(schedule)}
         inputs["moving"] = torch.stack([self._one if found else self._one * 0 for found in gradients])
         for b, bucket in enumerate(self.buckets):
@@ -132,7 +132,9 @@ class Tower:
     def _tape(self, key: tuple[Any, ...], function: Callable[[Tensors], Tensors]) -> Tape:
         if key not in self._tapes:
             self._tapes[key] = Tape(function)
-        return self._tapes[key]
+        tape = self._tapes[key]
+        assert isinstance(tape, Tape)
+        return tape
 
     def _arrange(self, tensors: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
         """Make every bucket one whose tensors lie on one device in one dtype, and all have a gradient, or none.
@@ -159,6 +161,8 @@ class Tower:
         if arranged != self.buckets:
             self.buckets, self.steps = arranged, torch.stack(steps)
             self._tapes.clear()
+            for bucket in arranged:
+                bucket.ahead = None
         self._kinds = kinds
 
     def _move_cells(self, device: torch.device) -> None:
@@ -173,7 +177,7 @@ class Tower:
 
     # -- the parameters: pull and push -------------------------------------------------------------------------
 
-    def _pull(self, bucket: Bucket, cotangents: list[Tensor] | None) -> Tensor:
+    def _pull(self, bucket: Bucket, cotangents: list[Tensor]) -> Tensor:
         """The products of cotangents with the derivative of a bucket's last update by each coefficient in `depends`.
 
         Brings the bucket's state up to date; without cotangents (no gradient in this step) only that. A bucket that
@@ -182,39 +186,61 @@ class Tower:
         total = bucket.nothing
         if not bucket.pending:
             return total
-        coefficients = bucket.layout.unpack(bucket.coefficients)
-        for block in bucket.blocks:
-            inputs = {**bucket.inputs(block), **coefficients}
-            if cotangents:
-                inputs["cotangent"] = block.gather(cotangents, bucket.dtype)
-            tape = self._block_tape(bucket, block, "pull" if cotangents else "advance", self._pull_block)
-            outputs = tape(inputs)
-            bucket.write_state(block, outputs)
-            if "products" in outputs:
-                total = outputs["products"] if total is bucket.nothing else total + outputs["products"]
-        bucket.pending = False
+        for i, block in enumerate(bucket.blocks):
+            outputs, left = bucket.ahead or self._look_ahead(bucket, block)
+            if cotangents and self.levels[0].depends:
+                products = self._pull_tape(bucket, block).finish(left, cotangents[i])["products"]
+                total = products if total is bucket.nothing else total + products
+            bucket.write_state(block, outputs)  # last, because `left` refers to the state before
+        bucket.pending, bucket.ahead = False, None
         return total
+
+    def _look_ahead(self, bucket: Bucket, block: Block) -> tuple[Tensors, tuple[Tensor, ...]]:
+        """What can be computed of a block's update and its derivative before the cotangent is known."""
+        inputs = {**bucket.inputs(block), **bucket.layout.unpack(bucket.coefficients)}
+        return self._pull_tape(bucket, block).early(inputs, inputs["grad"])
+
+    def _push(self, bucket: Bucket, tensors: list[Tensor], gathered: list[Tensor]) -> None:
+        """Record a bucket's new gradient, and move its tensors by the rule.
+
+        A small bucket does with it what its next pull needs, a large one forgets what it would have to keep.
+        """
+        bucket.record(tensors, gathered)
+        if self.measures and len(bucket.blocks) == 1:
+            bucket.ahead = self._look_ahead(bucket, bucket.blocks[0])
+            bucket.blocks[0].add(tensors, bucket.ahead[0].pop("delta"))
+        else:
+            coefficients = bucket.layout.unpack(bucket.coefficients)
+            for block in bucket.blocks:
+                outputs = self._push_tape(bucket, block)({**bucket.inputs(block), **coefficients})
+                block.add(tensors, outputs["delta"])
+                if not self.measures:
+                    bucket.write_state(block, outputs)
+        bucket.pending = self.measures
+
+    def _pull_tape(self, bucket: Bucket, block: Block) -> SplitTape:
+        key = ("pull", *self._kind_of(bucket, block))
+        if key not in self._tapes:
+            self._tapes[key] = SplitTape(partial(self._pull_block, bucket, block), "cotangent")
+        tape = self._tapes[key]
+        assert isinstance(tape, SplitTape)
+        return tape
+
+    def _push_tape(self, bucket: Bucket, block: Block) -> Tape:
+        return self._tape(("push", *self._kind_of(bucket, block)), partial(self._push_block, bucket, block))
+
+    def _kind_of(self, bucket: Bucket, block: Block) -> tuple[Any, ...]:
+        """Blocks of one length share a tape, unless they hold different tensors with numbers of their own."""
+        place = (bucket.index[0], block.range.start) if any(self.levels[0].coefficient_dims.values()) else ()
+        return (block.segments.total, bucket.dtype, bucket.device, *place)
 
     def _pull_block(self, bucket: Bucket, block: Block, inputs: Tensors) -> Tensors:
         leaves = {name: inputs[name].detach().requires_grad_() for name in self.levels[0].depends}
         with torch.enable_grad():
             delta, after = self._update_block(bucket, block, {**inputs, **leaves})
-            outputs = {f"state.{name}": x.detach() for name, x in after.items()}
-            if "cotangent" in inputs and leaves:
-                outputs["products"] = _gradient([delta], list(leaves.values()), [inputs["cotangent"]])
-        return outputs
-
-    def _push(self, bucket: Bucket, tensors: list[Tensor], gradients: list[Tensor]) -> None:
-        """Record a bucket's new gradient, and move its tensors by the rule."""
-        bucket.record(tensors, gradients)
-        coefficients = bucket.layout.unpack(bucket.coefficients)
-        for block in bucket.blocks:
-            tape = self._block_tape(bucket, block, "push", self._push_block)
-            outputs = tape({**bucket.inputs(block), **coefficients})
-            block.add(tensors, outputs["delta"])
-            if not self.measures:
-                bucket.write_state(block, outputs)
-        bucket.pending = self.measures
+            products = _gradient([delta], list(leaves.values()), [inputs["cotangent"]]) if leaves else bucket.nothing
+        states = {f"state.{name}": x.detach() for name, x in after.items()}
+        return {"delta": delta.detach(), "products": products, **states}
 
     def _push_block(self, bucket: Bucket, block: Block, inputs: Tensors) -> Tensors:
         delta, after = self._update_block(bucket, block, inputs)
@@ -225,14 +251,6 @@ class Tower:
         mine = {name: c[block.tensors] if c.dim() else c for name, c in coefficients.items()}
         state, params = section(inputs, "state."), inputs.get("params")
         return self.levels[0].update(inputs["grad"], state, mine, params, block.segments)
-
-    def _block_tape(
-        self, bucket: Bucket, block: Block, what: str, function: Callable[[Bucket, Block, Tensors], Tensors]
-    ) -> Tape:
-        """Blocks of one length share a tape, unless they hold different tensors with numbers of their own."""
-        place = (bucket.index[0], block.range.start) if any(self.levels[0].coefficient_dims.values()) else ()
-        key = (what, block.segments.total, bucket.dtype, bucket.device, *place)
-        return self._tape(key, partial(function, bucket, block))
 
     # -- the scalars: climb ------------------------------------------------------------------------------------
 
@@ -266,7 +284,7 @@ class Tower:
             for b, step in enumerate(inputs["steps"].clamp(min=1).unbind()):
                 found = level.coefficients(values, step, self.buckets[b].index)
                 flat = [found[name].reshape(-1) for name in level.depends]
-                outputs.append(torch.cat([raw[:0], *flat]))
+                outputs.append(torch.cat([inputs["steps"][:0], *flat]))
                 products.append(inputs[f"products.{b}"].to(raw.device, raw.dtype))
             out["0.hypergradient"] = _gradient(outputs, [raw], products)
 

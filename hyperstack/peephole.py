@@ -21,6 +21,27 @@ def shorten(program: Program) -> Program:
     return program
 
 
+def split(program: Program, late: Slot) -> tuple[Program, list[Slot], Program]:
+    """What can be done before the input `late` is known, which slots that leaves behind, and what is done with it.
+
+    The first program takes the other inputs and returns those of its results that do not need `late`, then the
+    slots left behind; the second takes these and `late`, and returns the other results.
+    """
+    depends = {late}
+    for node in program.nodes:
+        if not depends.isdisjoint(node.reads()):
+            depends.add(node.out)
+    after = [node for node in program.nodes if node.out in depends]
+    made = {node.out for node in after} | set(program.constants)
+    left = list(dict.fromkeys(slot for node in after for slot in node.reads() if slot not in made | {late}))
+    before = [node for node in program.nodes if node.out not in depends]
+    early = [slot for slot in program.outputs if slot not in depends] + left
+    given = [slot for slot in program.inputs if slot != late]
+    first = replace(program, nodes=before, inputs=given, outputs=early)
+    ended = [slot for slot in program.outputs if slot in depends]
+    return first, left, replace(program, nodes=after, inputs=[*left, late], outputs=ended)
+
+
 def drop_repeated(program: Program) -> Program:
     """What is computed twice is computed once, and what changes nothing not at all."""
     same: dict[Slot, Slot] = {}

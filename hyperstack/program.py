@@ -33,13 +33,13 @@ class Node:
 
 @dataclass
 class Program:
-    """Operations in order. Slots from 0 to `inputs` - 1 are the arguments, `outputs` the results, `constants` tensors
+    """Operations in order. `inputs` are the slots of the arguments, `outputs` of the results, `constants` tensors
     that the function closed over; `specs` holds a meta tensor for each slot, for its shape and dtype;
     `on_cpu`: whether all of it happens in the memory of this process.
     """
 
     nodes: list[Node]
-    inputs: int
+    inputs: list[Slot]
     outputs: list[Slot]
     constants: dict[Slot, Tensor]
     specs: list[Tensor]

@@ -24,7 +24,7 @@ def compile_for_torch(program: Program, overloads: bool = False) -> Replay:
     """The program as calls of torch's operations; with `overloads`, of those that torch.compile can read."""
     scope: dict[str, Any] = {f"v{slot.number}": tensor for slot, tensor in program.constants.items()}
     last = {slot: i for i, node in enumerate(program.nodes) for slot in node.reads()}
-    kept = {*program.outputs, *program.constants}
+    kept = {*program.inputs, *program.outputs, *program.constants}
     lines = []
     for i, node in enumerate(program.nodes):
 
@@ -41,10 +41,10 @@ def compile_for_torch(program: Program, overloads: bool = False) -> Replay:
         arguments += [f"{k}={written(v, f'c{i}_{k}')}" for k, v in node.kwargs.items()]
         lines.append(f"v{node.out.number} = f{i}({', '.join(arguments)})")
         # Free what is not needed any more, so that its memory is taken again while it is still in cache.
-        done = [slot for slot, at in last.items() if at == i and slot not in kept and slot.number >= program.inputs]
+        done = [slot for slot, at in last.items() if at == i and slot not in kept]
         lines += [f"del {', '.join(f'v{slot.number}' for slot in done)}"] * bool(done)
     results = [f"v{slot.number}" for slot in program.outputs]
-    return _function([f"v{i}" for i in range(program.inputs)], lines, results, scope)
+    return _function([f"v{slot.number}" for slot in program.inputs], lines, results, scope)
 
 
 def _function(arguments: list[str], lines: list[str], results: list[str], scope: dict[str, Any]) -> Replay:
@@ -164,6 +164,9 @@ _TEMPLATES = {
 }
 
 _FILLS = {
+    aten.empty_like.default: 0.0,
+    aten.new_empty.default: 0.0,
+    aten.empty.memory_format: 0.0,
     aten.zeros_like.default: 0.0,
     aten.new_zeros.default: 0.0,
     aten.zeros.default: 0.0,
@@ -174,6 +177,7 @@ _FILLS = {
     aten.full.default: None,
     aten.scalar_tensor.default: None,
     aten.fill.Scalar: None,
+    aten.new_full.default: None,
 }
 
 _MOVES = {
@@ -232,11 +236,11 @@ class _HostCompiler:
 
     def compile(self) -> Replay:
         """The whole program as a function."""
-        arguments = [f"x{i}" for i in range(self.program.inputs)]
-        for i, argument in enumerate(arguments):
-            spec = self.program.specs[i]
-            names = [f"v{i}_{j}" for j in range(spec.numel())]
-            self._name(Slot(i), names)
+        arguments = [f"x{slot.number}" for slot in self.program.inputs]
+        for slot, argument in zip(self.program.inputs, arguments, strict=True):
+            spec = self.program.spec(slot)
+            names = [f"v{slot.number}_{j}" for j in range(spec.numel())]
+            self._name(slot, names)
             if names:
                 unpacked = f"({', '.join(names)},) = {argument}.tolist()" if spec.dim() == 1 else None
                 self.lines.append(unpacked or f"({', '.join(names)},) = {argument}.reshape(-1).tolist()")

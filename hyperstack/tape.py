@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hyperstack.errors import RunError
 from hyperstack.layout import Tensors
-from hyperstack.peephole import shorten
+from hyperstack.peephole import shorten, split
 from hyperstack.program import Node, Program, Slot, item
 from hyperstack.replay import compile_for_host, compile_for_torch
 
@@ -47,6 +47,39 @@ class Tape:
         return dict(zip(self._names, self._replay(*inputs.values()), strict=True))
 
 
+class SplitTape:
+    """A recorded function one of whose inputs, `late`, comes later than the others.
+
+    `early` does what can be done without it, `finish` the rest.
+    """
+
+    def __init__(self, function: Callable[[Tensors], Tensors], late: str) -> None:
+        self.function, self.late = function, late
+        self._early: Callable[..., tuple[Tensor, ...]] | None = None
+
+    def early(self, inputs: Tensors, like: Tensor) -> tuple[Tensors, tuple[Tensor, ...]]:
+        """The results that do not need the late input, which will be like `like`; and what `finish` needs."""
+        if self._early is None:
+            self._compile(inputs, like)
+            assert self._early is not None
+        found = self._early(*inputs.values())
+        count = len(self._names[0])
+        return dict(zip(self._names[0], found[:count], strict=True)), found[count:]
+
+    def finish(self, left: tuple[Tensor, ...], late: Tensor) -> Tensors:
+        """The other results."""
+        return dict(zip(self._names[1], self._finish(*left, late), strict=True))
+
+    def _compile(self, inputs: Tensors, like: Tensor) -> None:
+        program, names = record(self.function, {**inputs, self.late: torch.zeros_like(like)})
+        program = shorten(program)
+        named = dict(zip(names, program.outputs, strict=True))
+        first, left, second = split(program, program.inputs[-1])
+        early = first.outputs[: len(first.outputs) - len(left)]
+        self._names = [n for n, s in named.items() if s in early], [n for n, s in named.items() if s not in early]
+        self._early, self._finish = compile_for_torch(first), compile_for_torch(second)
+
+
 def record(function: Callable[[Tensors], Tensors], inputs: Tensors) -> tuple[Program, list[str]]:
     """Every operation of a function, and the names of its results."""
     # Copies, so that two names for one tensor are told apart.
@@ -57,7 +90,8 @@ def record(function: Callable[[Tensors], Tensors], inputs: Tensors) -> tuple[Pro
     slots = [recorder.slot(tensor) for tensor in outputs.values()]
     on_cpu = all(value.device.type == "cpu" for value in recorder.values)
     specs = [value.to("meta") for value in recorder.values]
-    return Program(recorder.nodes, len(given), slots, recorder.constants, specs, on_cpu), list(outputs)
+    arguments = [Slot(i) for i in range(len(given))]
+    return Program(recorder.nodes, arguments, slots, recorder.constants, specs, on_cpu), list(outputs)
 
 
 class _Recorder(TorchDispatchMode):

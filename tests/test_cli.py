@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import signal
 import subprocess
 import sys
 
@@ -17,6 +18,7 @@ from hyperstack import tasks
 from hyperstack.telemetry import read_record
 from hyperstack.telemetry.runfolder import RunFolder
 from hyperstack.telemetry.statistics import statistics
+from hyperstack_cli.interrupt import Interrupt
 from hyperstack_cli.main import cli
 from hyperstack_cli.screen import number, percent, shortened
 
@@ -130,6 +132,28 @@ def test_the_options_of_the_run_may_be_repeated_in_other_words(run):
     assert "finished already" in ok(
         *("train", "toy", "--resume", "--out", run[0], "--stack", stack, "--seed", 0, "--batch-size", 32)
     )
+
+
+def test_the_first_signal_asks_and_the_second_ends():
+    before = [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)]
+    with Interrupt() as interrupt:
+        assert not interrupt()
+        signal.raise_signal(signal.SIGTERM)
+        assert interrupt()
+        assert interrupt.exit_code == 143
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_what_is_ignored_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with Interrupt() as interrupt:
+            signal.raise_signal(signal.SIGHUP)
+            assert not interrupt()
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 # ---- wrong input
@@ -552,7 +576,7 @@ def test_every_file_of_verbs_is_a_verb_that_explains_itself():
         assert max(map(len, text.splitlines())) <= 80
         assert re.search(rf"^ +hyperstack {verb} ", text, re.MULTILINE), f"{verb} --help shows no example"
         for option in cli.get_command(None, verb).params:
-            assert getattr(option, "help", "") is not None, f"{verb} does not explain {option.opts}"
+            assert option.param_type_name == "argument" or option.help, f"{verb} does not explain {option.opts}"
 
 
 def test_the_help_of_train_names_every_task():

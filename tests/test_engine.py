@@ -28,7 +28,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hyperstack as hs
-from hyperstack import buffers, replay
+from hyperstack import buffers, replay, tape
 from hyperstack.engine import Tower
 
 NAMES = list(RULES)
@@ -334,6 +334,15 @@ def test_every_stack_on_the_meta_device(stack):
 def test_gradients_that_are_missing_and_no_guard_on_the_meta_device(name):
     tower = take_steps(one_a_tensor(name) / one_a_tensor(name), "meta", "propagate", missing=(1,))
     assert all(x.device.type == "meta" for x in tower.hypergradients().values())
+
+
+@pytest.mark.parametrize("names", TRIPLES, ids="-".join)
+def test_the_climb_runs_on_python_floats(names, monkeypatch):
+    """Every operation that the rules use on hyperparameters is known there; without one, steps take far longer."""
+    made, compile_for_host = [], tape.compile_for_host
+    monkeypatch.setattr(tape, "compile_for_host", lambda program: made.append(compile_for_host(program)) or made[-1])
+    take_steps(layers(*names), "cpu")
+    assert sum(program is not None for program in made) == 1, "the parameters are float32, which is for torch"
 
 
 def test_the_meta_device_notices_a_wait():
