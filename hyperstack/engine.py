@@ -38,7 +38,8 @@ import torch
 from torch import Tensor
 
 from hyperstack.buffers import Block, Bucket
-from hyperstack.layout import Layout, Tensors, section
+from hyperstack.climb import Climb, pullback
+from hyperstack.layout import Tensors, section
 from hyperstack.level import Level
 from hyperstack.rule import Stack
 from hyperstack.tape import SplitTape, Tape
@@ -47,16 +48,8 @@ from hyperstack.tape import SplitTape, Tape
 class Tower:
     """A stack at work on a list of tensors: its hyperparameters, their states, and the record of the last step.
 
-    `cells` is one flat tensor with everything of size one, or one a hyperparameter; `layout` names its parts:
-
-        k.raw, k.hypergradient, k.factor, k.nonfinite    of each level k: its hyperparameters, the gradient that each
-                                                         received at the last step before clipping, the factor by
-                                                         which it was clipped, and how many steps left it out
-        k.grad, k.step, k.applied, k.params,             for k > 0: the record of level k's last update, which moved
-        k.state.NAME, k.clip.I.NAME                      level k-1's raw tensor; `applied`: 1 for parts that it moved
-        schedule                                         the factor that multiplied the primary rate
-
-    `buckets` hold what is as large as the parameters, and `steps` how many updates each bucket had.
+    `cells` is one flat tensor with everything of size one, or one a hyperparameter (see `climb`); `buckets` hold what
+    is as large as the parameters, and `steps` how many updates each bucket had.
     """
 
     def __init__(self, stack: Stack, tensors: Sequence[Tensor], nonfinite: str = "skip") -> None:
@@ -66,32 +59,14 @@ class Tower:
         for rule, resolved in zip(stack, stack.resolve(), strict=True):
             self.levels.append(Level(rule, resolved, count, device))
             count = len(self.levels[-1].learned)
-        cells = {name: cell for k in range(len(self.levels)) for name, cell in self._new_cells(k).items()}
-        cells["schedule"] = self.levels[0].start().new_ones(())
-        self.layout = Layout({name: tuple(cell.shape) for name, cell in cells.items()})
-        self.cells = self.layout.pack(cells)
+        self.climb = Climb(self.levels, nonfinite == "skip")
+        self.cells = self.climb.start()
         self.buckets: list[Bucket] = []
         self.steps = self.cells.new_zeros(0)
         self._one = self.cells.new_ones(())
         self._schedule = (1.0, self._one)
         self._tapes: dict[tuple[Any, ...], Tape | SplitTape] = {}
         self._kinds: list[tuple[bool, torch.device, torch.dtype]] = []
-
-    def _new_cells(self, k: int) -> Tensors:
-        level = self.levels[k]
-        raw = level.start()
-        each = raw.new_ones(len(level.learned))
-        cells = {"raw": raw, "hypergradient": raw * 0, "factor": each, "nonfinite": each * 0}
-        if k:
-            below = self.levels[k - 1]
-            like = below.start() * 0
-            cells.update(grad=like, step=like.new_zeros(len(below.learned)), applied=like.new_zeros(len(below.learned)))
-            if level.rule.reads_params:
-                cells["params"] = like
-            cells.update({f"state.{name}": x for name, x in level.rule.init(like).items()})
-            for i, transform in enumerate(level.rule.clip):
-                cells.update({f"clip.{i}.{name}": x for name, x in transform.init(below.segments, like).items()})
-        return {f"{k}.{name}": cell for name, cell in cells.items()}
 
     @property
     def measures(self) -> bool:
@@ -113,7 +88,7 @@ class Tower:
         inputs["moving"] = torch.stack([self._one if found else self._one * 0 for found in gradients])
         for b, bucket in enumerate(self.buckets):
             inputs[f"products.{b}"] = self._pull(bucket, gradients[b])
-        outputs = self._tape(("climb",), self._climb)(inputs)
+        outputs = self._tape(("climb",), partial(self.climb, self.buckets))(inputs)
         self.cells = outputs["cells"]
         self.steps.copy_(outputs["steps"])
         for b, bucket in enumerate(self.buckets):
@@ -169,6 +144,7 @@ class Tower:
         """Hyperparameters live where the parameters do."""
         old = self.levels
         self.levels = [Level(level.rule, level.resolved, level.count, device) for level in old]
+        self.climb = Climb(self.levels, self.climb.skips)
         self.cells, self.steps = (x.to(device, self.levels[0].dtype) for x in (self.cells, self.steps))
         self._one = self.cells.new_ones(())
         self._schedule = (1.0, self._one)
@@ -238,7 +214,7 @@ class Tower:
         leaves = {name: inputs[name].detach().requires_grad_() for name in self.levels[0].depends}
         with torch.enable_grad():
             delta, after = self._update_block(bucket, block, {**inputs, **leaves})
-            products = _gradient([delta], list(leaves.values()), [inputs["cotangent"]]) if leaves else bucket.nothing
+            products = pullback([delta], list(leaves.values()), [inputs["cotangent"]]) if leaves else bucket.nothing
         states = {f"state.{name}": x.detach() for name, x in after.items()}
         return {"delta": delta.detach(), "products": products, **states}
 
@@ -251,84 +227,6 @@ class Tower:
         mine = {name: c[block.tensors] if c.dim() else c for name, c in coefficients.items()}
         state, params = section(inputs, "state."), inputs.get("params")
         return self.levels[0].update(inputs["grad"], state, mine, params, block.segments)
-
-    # -- the scalars: climb ------------------------------------------------------------------------------------
-
-    def _climb(self, inputs: Tensors) -> Tensors:
-        """Every hypergradient, level by level upward, then every update downward: new cells and coefficients."""
-        x = self.layout.unpack(inputs["cells"])
-        out = dict(x)
-        if self.measures:
-            self._measure_primary(inputs, x, out)
-        for k in range(1, len(self.levels)):
-            self._measure(k, x, out)
-        for k in reversed(range(1, len(self.levels))):
-            self._move(k, x, out)
-        out["schedule"] = inputs["schedule"]
-        level = self.levels[0]
-        values = level.values(out["0.raw"], out["schedule"])
-        outputs = {"cells": self.layout.pack(out), "steps": inputs["steps"] + inputs["moving"]}
-        for b, step in enumerate(outputs["steps"].clamp(min=1).unbind()):
-            bucket = self.buckets[b]
-            coefficients = bucket.layout.pack(level.coefficients(values, step, bucket.index))
-            outputs[f"coefficients.{b}"] = coefficients.to(bucket.device, bucket.dtype)
-        return outputs
-
-    def _measure_primary(self, inputs: Tensors, x: Tensors, out: Tensors) -> None:
-        """ĝ[0] from the products of the buckets."""
-        level = self.levels[0]
-        outputs, products = [], []
-        with torch.enable_grad():
-            raw = x["0.raw"].detach().requires_grad_()
-            values = level.values(raw, x["schedule"])
-            for b, step in enumerate(inputs["steps"].clamp(min=1).unbind()):
-                found = level.coefficients(values, step, self.buckets[b].index)
-                flat = [found[name].reshape(-1) for name in level.depends]
-                outputs.append(torch.cat([inputs["steps"][:0], *flat]))
-                products.append(inputs[f"products.{b}"].to(raw.device, raw.dtype))
-            out["0.hypergradient"] = _gradient(outputs, [raw], products)
-
-    def _measure(self, k: int, x: Tensors, out: Tensors) -> None:
-        """ĝ[k] from ĝ[k-1] through level k's last update, whose state after it is found on the way."""
-        segments = self.levels[k - 1].segments
-        moved = segments.expand(x[f"{k}.applied"]) != 0
-        with torch.enable_grad():
-            raw = x[f"{k}.raw"].detach().requires_grad_()
-            delta, after = self._update(k, raw, x)
-            cotangent = torch.where(moved, out[f"{k - 1}.hypergradient"], 0.0)
-            out[f"{k}.hypergradient"] = _gradient([delta], [raw], [cotangent])
-        for name, new in after.items():
-            out[f"{k}.state.{name}"] = torch.where(moved, new.detach(), x[f"{k}.state.{name}"])
-
-    def _move(self, k: int, x: Tensors, out: Tensors) -> None:
-        """Level k's update of level k-1's raw tensor by its hypergradient, guarded and transformed."""
-        below = self.levels[k - 1]
-        grad, segments = out[f"{k - 1}.hypergradient"], below.segments
-        finite = torch.isfinite(segments.norm(grad))
-        out[f"{k - 1}.nonfinite"] = torch.where(finite, x[f"{k - 1}.nonfinite"], x[f"{k - 1}.nonfinite"] + 1)
-        applied = finite if self.nonfinite == "skip" else torch.ones_like(finite)
-        moved = segments.expand(applied)
-        grad = torch.where(moved, grad, 0.0)
-        for i, transform in enumerate(self.levels[k].rule.clip):
-            before = section(x, f"{k}.clip.{i}.")
-            grad, after, factor = transform.apply(grad, before, segments)
-            out[f"{k - 1}.factor"] = out[f"{k - 1}.factor"] * factor if i else factor
-            for name, new in after.items():
-                out[f"{k}.clip.{i}.{name}"] = torch.where(applied, new, before[name])
-        out[f"{k}.grad"], out[f"{k}.applied"] = grad, applied.to(grad.dtype)
-        out[f"{k}.step"] = x[f"{k}.step"] + out[f"{k}.applied"]
-        if self.levels[k].rule.reads_params:
-            out[f"{k}.params"] = x[f"{k - 1}.raw"]
-        delta, _ = self._update(k, out[f"{k}.raw"], out)
-        out[f"{k - 1}.raw"] = x[f"{k - 1}.raw"] + torch.where(moved, delta, 0.0)
-
-    def _update(self, k: int, raw: Tensor, record: Tensors) -> tuple[Tensor, Tensors]:
-        """Level k's rule on its record: what to add to level k-1's raw tensor, and the state after."""
-        level = self.levels[k]
-        # A part that was never moved has step 0, where coefficients may be infinite; what comes of it is masked.
-        coefficients = level.coefficients(level.values(raw), record[f"{k}.step"].clamp(min=1))
-        state, params = section(record, f"{k}.state."), record.get(f"{k}.params")
-        return level.update(record[f"{k}.grad"], state, coefficients, params, self.levels[k - 1].segments)
 
     # -- what people see ---------------------------------------------------------------------------------------
 
@@ -350,7 +248,7 @@ class Tower:
 
     def _read(self, cell: str, read: Callable[[Level, Tensor], Tensors], missing: float = 0.0) -> Tensors:
         """One reading of every hyperparameter in use (not fixed at 0), by key."""
-        cells, found = self.layout.unpack(self.cells), {}
+        cells, found = self.climb.layout.unpack(self.cells), {}
         for k, level in enumerate(self.levels):
             readings = read(level, cells[f"{k}.{cell}"])
             for name in level.resolved:
@@ -386,12 +284,3 @@ def _grouped(items: Iterable[int], key: Callable[[int], Hashable]) -> list[list[
     for item in items:
         groups.setdefault(key(item), []).append(item)
     return list(groups.values())
-
-
-def _gradient(outputs: list[Tensor], inputs: list[Tensor], cotangents: list[Tensor]) -> Tensor:
-    """The product of cotangents with the derivative of `outputs` by `inputs`, flat; 0 where nothing depends on it."""
-    pairs = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if o.requires_grad]
-    if not pairs:
-        return torch.cat([torch.zeros_like(x).reshape(-1) for x in inputs])
-    found = torch.autograd.grad([o for o, _ in pairs], inputs, [c for _, c in pairs], materialize_grads=True)
-    return torch.cat([x.reshape(-1) for x in found])

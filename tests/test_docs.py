@@ -14,10 +14,10 @@ from pathlib import Path
 
 import click
 import pytest
-from hyperstack_cli.main import cli, main
 
 import hyperstack as hs
 from hyperstack import tasks
+from hyperstack_cli.main import cli, main
 
 ROOT = Path(__file__).parent.parent
 

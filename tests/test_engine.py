@@ -28,8 +28,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hyperstack as hs
-from hyperstack import buffers, replay, tape
+from hyperstack import buffers, tape
 from hyperstack.engine import Tower
+from hyperstack.tape import host
 
 NAMES = list(RULES)
 TRIPLES = [(a, *(NAMES[(i + k) % len(NAMES)] for k in (1, 2))) for i, a in enumerate(NAMES)] + [
@@ -260,7 +261,7 @@ def test_numbers_in_host_memory_are_computed_as_torch_does(names, monkeypatch):
     grads[2][1] = None
     stack = asked(RULES[names[0]], lr=hs.learned(hs.log(0.1)), clip=True) / layers(*names[1:])
     as_floats = taken(stack, grads)
-    monkeypatch.setattr(replay, "WORTH_IT", 0)
+    monkeypatch.setattr(host, "WORTH_IT", 0)
     assert_close(as_floats, taken(stack, grads), 1e-11, 1e-13)
 
 
@@ -270,7 +271,7 @@ def test_infinite_numbers_in_host_memory_are_as_in_torch(upper, nonfinite, monke
     stack, grads = MOMENTUM / hs.parse(upper), overflowing(shapes=SMALL)
     as_floats = taken(stack, grads, nonfinite)
     assert all(torch.isfinite(x).all() for x in as_floats[:4]) == (nonfinite == "skip")
-    monkeypatch.setattr(replay, "WORTH_IT", 0)
+    monkeypatch.setattr(host, "WORTH_IT", 0)
     for a, b in zip(as_floats, taken(stack, grads, nonfinite), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=0, equal_nan=True)
 
@@ -637,7 +638,7 @@ def test_a_tower_in_use_takes_over_another_whole():
 
 HOME = Path(hs.__file__).parent
 BASE = "version errors devices numerics hyperparameter transforms rule rules"
-ENGINE = "layout level program peephole replay tape buffers engine"
+ENGINE = "layout tape level buffers climb engine"
 LAYERS = {name: i for i, name in enumerate(f"{BASE} {ENGINE} dsl optimizer telemetry tasks training".split())}
 MAY_USE_AUTOGRAD = {*ENGINE.split(), "optimizer", "training"}
 AUTOGRAD = {"autograd", "backward", "requires_grad_", "enable_grad", "set_grad_enabled", "retain_grad", "grad_fn"}

@@ -20,6 +20,7 @@ from hyperstack.engine import Tower
 from hyperstack.optimizer import HyperOptimizer
 
 Rows = NDArray[np.float64]
+VECTOR = 64  # a multiple of what processors compute at once
 
 
 class Sink(Protocol):
@@ -103,16 +104,21 @@ class Recorder:
         self.close()
 
     def _natural(self, block: Tensor) -> Rows:
-        """Rows of cells as the columns that sinks see; the bijections run once a block, not once a step."""
+        """Rows of cells as the columns that sinks see; the bijections run once a block, not once a step.
+
+        A number may round otherwise at the end of a vector than within: padded, all of them lie within, so that a row
+        is the same to the last bit in whichever block it comes.
+        """
+        count, block = len(block), torch.nn.functional.pad(block.cpu(), (0, 0, 0, -len(block) % VECTOR))
         sizes = [2, *(len(tower.cells) for _, tower in self._towers)]
-        columns, *cells = block.cpu().split(sizes, dim=1)
+        columns, *cells = block.split(sizes, dim=1)
         found = [columns, *(_columns(tower, rows) for (_, tower), rows in zip(self._towers, cells, strict=True))]
-        return torch.cat(found, dim=1).double().numpy()
+        return torch.cat(found, dim=1)[:count].double().numpy()
 
 
 def _columns(tower: Tower, rows: Tensor) -> Tensor:
     """Value, hypergradient and clip factor of each learned hyperparameter of a tower, one column each."""
-    parts = dict(zip(tower.layout.shapes, rows.split(tower.layout.sizes, dim=1), strict=True))
+    parts = dict(zip(tower.climb.layout.shapes, rows.split(tower.climb.layout.sizes, dim=1), strict=True))
     columns = [rows[:, :0]]
     for k, level in enumerate(tower.levels):
         values = parts[f"{k}.raw"].split(level.sizes, dim=1)

@@ -1,8 +1,7 @@
-"""A program as one Python function: straight-line code, several times faster than a loop that looks up arguments.
+"""A program on a handful of numbers in the memory of this process, as Python floats.
 
-`compile_for_torch` calls the recorded operations. `compile_for_host` is for programs on a handful of numbers in the
-memory of this process, where calling torch costs a microsecond or two for an addition: each element becomes a
-Python float of its own. The texts that are compiled consist of slot numbers and of the templates below.
+Calling torch for an addition costs a microsecond or two, and the scalars of a tower take some hundred operations a
+step. Here each element becomes a Python float of its own, and operations that only move elements about vanish.
 """
 
 from __future__ import annotations
@@ -12,50 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from hyperstack.program import Node, Program, Slot, item
+from hyperstack.tape.program import Node, Program, Slot, item
+from hyperstack.tape.replay import Replay, as_function
 
 aten = torch.ops.aten
-Replay = Callable[..., tuple[Tensor, ...]]
-
-
-def compile_for_torch(program: Program, overloads: bool = False) -> Replay:
-    """The program as calls of torch's operations; with `overloads`, of those that torch.compile can read."""
-    scope: dict[str, Any] = {f"v{slot.number}": tensor for slot, tensor in program.constants.items()}
-    last = {slot: i for i, node in enumerate(program.nodes) for slot in node.reads()}
-    kept = {*program.inputs, *program.outputs, *program.constants}
-    lines = []
-    for i, node in enumerate(program.nodes):
-
-        def written(value: Any, place: str) -> str:
-            if isinstance(value, Slot):
-                return f"v{value.number}"
-            if isinstance(value, (list, tuple)) and any(isinstance(each, Slot) for each in value):
-                return "[" + ", ".join(written(each, f"{place}_{j}") for j, each in enumerate(value)) + "]"
-            scope[place] = value
-            return place
-
-        scope[f"f{i}"] = node.function if overloads else getattr(node.function, "_op", node.function)
-        arguments = [written(a, f"c{i}_{j}") for j, a in enumerate(node.args)]
-        arguments += [f"{k}={written(v, f'c{i}_{k}')}" for k, v in node.kwargs.items()]
-        lines.append(f"v{node.out.number} = f{i}({', '.join(arguments)})")
-        # Free what is not needed any more, so that its memory is taken again while it is still in cache.
-        done = [slot for slot, at in last.items() if at == i and slot not in kept]
-        lines += [f"del {', '.join(f'v{slot.number}' for slot in done)}"] * bool(done)
-    results = [f"v{slot.number}" for slot in program.outputs]
-    return _function([f"v{slot.number}" for slot in program.inputs], lines, results, scope)
-
-
-def _function(arguments: list[str], lines: list[str], results: list[str], scope: dict[str, Any]) -> Replay:
-    body = "".join(f"    {line}\n" for line in lines)
-    text = f"def replay({', '.join(arguments)}):\n{body}    return ({''.join(r + ', ' for r in results)})\n"
-    exec(compile(text, "<replay>", "exec"), scope)
-    replay: Replay = scope["replay"]
-    return replay
-
-
-# -- programs on a handful of numbers ------------------------------------------------------------------------------
 
 WORTH_IT = 12
 """Up to so many elements an operation, on average, statements on floats are faster than calls of torch."""
@@ -256,7 +216,7 @@ class _HostCompiler:
             texts = ", ".join(self.texts[p] for p in self.places[slot].reshape(-1).tolist())
             made = f"tensor([{texts}], dtype=dtype{i})"
             results.append(made if spec.dim() == 1 else f"{made}.view(shape{i})")
-        return _function(arguments, self.lines, results, scope)
+        return as_function(arguments, self.lines, results, scope)
 
     def _name(self, slot: Slot, texts: list[str]) -> None:
         start = len(self.texts)

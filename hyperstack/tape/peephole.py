@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from hyperstack.program import Node, Program, Slot, renamed
+from hyperstack.tape.program import Node, Program, Slot, renamed
 
 aten = torch.ops.aten
 

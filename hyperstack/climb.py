@@ -1,0 +1,148 @@
+"""The scalars of a tower: from the products of the parameters' pull to the coefficients of their push.
+
+Everything of size one, or one a hyperparameter, lies in one flat tensor, the cells, whose parts have names:
+
+    k.raw, k.hypergradient, k.factor, k.nonfinite    of each level k: its hyperparameters, the gradient that each
+                                                     received at the last step before clipping, the factor by
+                                                     which it was clipped, and how many steps left it out
+    k.grad, k.step, k.applied, k.params,             for k > 0: the record of level k's last update, which moved
+    k.state.NAME, k.clip.I.NAME                      level k-1's raw tensor; `applied`: 1 for parts that it moved
+    schedule                                         the factor that multiplied the primary rate
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hyperstack.buffers import Bucket
+from hyperstack.layout import Layout, Tensors, section
+from hyperstack.level import Level
+
+
+class Climb:
+    """One step of all scalars of a tower, a pure function; `layout` names the parts of its cells.
+
+    `skips`: whether a hyperparameter whose hypergradient is not finite is left out of the step, with its states.
+    """
+
+    def __init__(self, levels: Sequence[Level], skips: bool) -> None:
+        self.levels, self.skips = levels, skips
+        cells = self._start()
+        self.layout = Layout({name: tuple(cell.shape) for name, cell in cells.items()})
+
+    def start(self) -> Tensor:
+        """The cells before the first step."""
+        return self.layout.pack(self._start())
+
+    def _start(self) -> Tensors:
+        cells = {name: cell for k in range(len(self.levels)) for name, cell in self._new_cells(k).items()}
+        return {**cells, "schedule": self.levels[0].start().new_ones(())}
+
+    def _new_cells(self, k: int) -> Tensors:
+        level = self.levels[k]
+        raw = level.start()
+        each = raw.new_ones(len(level.learned))
+        cells = {"raw": raw, "hypergradient": raw * 0, "factor": each, "nonfinite": each * 0}
+        if k:
+            below = self.levels[k - 1]
+            like = below.start() * 0
+            cells.update(grad=like, step=like.new_zeros(len(below.learned)), applied=like.new_zeros(len(below.learned)))
+            if level.rule.reads_params:
+                cells["params"] = like
+            cells.update({f"state.{name}": x for name, x in level.rule.init(like).items()})
+            for i, transform in enumerate(level.rule.clip):
+                cells.update({f"clip.{i}.{name}": x for name, x in transform.init(below.segments, like).items()})
+        return {f"{k}.{name}": cell for name, cell in cells.items()}
+
+    def __call__(self, buckets: Sequence[Bucket], inputs: Tensors) -> Tensors:
+        """Every hypergradient, level by level upward, then every update downward.
+
+        `inputs`: "cells"; "schedule", the factor of this step; "steps", how many updates each bucket had; "moving", 1
+        for buckets that have one now; and "products.B", what bucket B's pull found. Returns new "cells" and "steps",
+        and the "coefficients.B" of bucket B's update.
+        """
+        x = self.layout.unpack(inputs["cells"])
+        out = dict(x)
+        if len(self.levels) > 1:
+            self._measure_primary(buckets, inputs, x, out)
+        for k in range(1, len(self.levels)):
+            self._measure(k, x, out)
+        for k in reversed(range(1, len(self.levels))):
+            self._move(k, x, out)
+        out["schedule"] = inputs["schedule"]
+        level = self.levels[0]
+        values = level.values(out["0.raw"], out["schedule"])
+        outputs = {"cells": self.layout.pack(out), "steps": inputs["steps"] + inputs["moving"]}
+        for b, step in enumerate(outputs["steps"].clamp(min=1).unbind()):
+            bucket = buckets[b]
+            coefficients = bucket.layout.pack(level.coefficients(values, step, bucket.index))
+            outputs[f"coefficients.{b}"] = coefficients.to(bucket.device, bucket.dtype)
+        return outputs
+
+    def _measure_primary(self, buckets: Sequence[Bucket], inputs: Tensors, x: Tensors, out: Tensors) -> None:
+        """ĝ[0] from the products of the buckets."""
+        level = self.levels[0]
+        outputs, products = [], []
+        with torch.enable_grad():
+            raw = x["0.raw"].detach().requires_grad_()
+            values = level.values(raw, x["schedule"])
+            for b, step in enumerate(inputs["steps"].clamp(min=1).unbind()):
+                found = level.coefficients(values, step, buckets[b].index)
+                flat = [found[name].reshape(-1) for name in level.depends]
+                outputs.append(torch.cat([inputs["steps"][:0], *flat]))
+                products.append(inputs[f"products.{b}"].to(raw.device, raw.dtype))
+            out["0.hypergradient"] = pullback(outputs, [raw], products)
+
+    def _measure(self, k: int, x: Tensors, out: Tensors) -> None:
+        """ĝ[k] from ĝ[k-1] through level k's last update, whose state after it is found on the way."""
+        segments = self.levels[k - 1].segments
+        moved = segments.expand(x[f"{k}.applied"]) != 0
+        with torch.enable_grad():
+            raw = x[f"{k}.raw"].detach().requires_grad_()
+            delta, after = self._update(k, raw, x)
+            cotangent = torch.where(moved, out[f"{k - 1}.hypergradient"], 0.0)
+            out[f"{k}.hypergradient"] = pullback([delta], [raw], [cotangent])
+        for name, new in after.items():
+            out[f"{k}.state.{name}"] = torch.where(moved, new.detach(), x[f"{k}.state.{name}"])
+
+    def _move(self, k: int, x: Tensors, out: Tensors) -> None:
+        """Level k's update of level k-1's raw tensor by its hypergradient, guarded and transformed."""
+        below = self.levels[k - 1]
+        grad, segments = out[f"{k - 1}.hypergradient"], below.segments
+        finite = torch.isfinite(segments.norm(grad))
+        out[f"{k - 1}.nonfinite"] = torch.where(finite, x[f"{k - 1}.nonfinite"], x[f"{k - 1}.nonfinite"] + 1)
+        applied = finite if self.skips else torch.ones_like(finite)
+        moved = segments.expand(applied)
+        grad = torch.where(moved, grad, 0.0)
+        for i, transform in enumerate(self.levels[k].rule.clip):
+            before = section(x, f"{k}.clip.{i}.")
+            grad, after, factor = transform.apply(grad, before, segments)
+            out[f"{k - 1}.factor"] = out[f"{k - 1}.factor"] * factor if i else factor
+            for name, new in after.items():
+                out[f"{k}.clip.{i}.{name}"] = torch.where(applied, new, before[name])
+        out[f"{k}.grad"], out[f"{k}.applied"] = grad, applied.to(grad.dtype)
+        out[f"{k}.step"] = x[f"{k}.step"] + out[f"{k}.applied"]
+        if self.levels[k].rule.reads_params:
+            out[f"{k}.params"] = x[f"{k - 1}.raw"]
+        delta, _ = self._update(k, out[f"{k}.raw"], out)
+        out[f"{k - 1}.raw"] = x[f"{k - 1}.raw"] + torch.where(moved, delta, 0.0)
+
+    def _update(self, k: int, raw: Tensor, record: Tensors) -> tuple[Tensor, Tensors]:
+        """Level k's rule on its record: what to add to level k-1's raw tensor, and the state after."""
+        level = self.levels[k]
+        # A part that was never moved has step 0, where coefficients may be infinite; what comes of it is masked.
+        coefficients = level.coefficients(level.values(raw), record[f"{k}.step"].clamp(min=1))
+        state, params = section(record, f"{k}.state."), record.get(f"{k}.params")
+        return level.update(record[f"{k}.grad"], state, coefficients, params, self.levels[k - 1].segments)
+
+
+def pullback(outputs: list[Tensor], inputs: list[Tensor], cotangents: list[Tensor]) -> Tensor:
+    """The product of cotangents with the derivative of `outputs` by `inputs`, flat; 0 where nothing depends on it."""
+    pairs = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if o.requires_grad]
+    if not pairs:
+        return torch.cat([torch.zeros_like(x).reshape(-1) for x in inputs])
+    found = torch.autograd.grad([o for o, _ in pairs], inputs, [c for _, c in pairs], materialize_grads=True)
+    return torch.cat([x.reshape(-1) for x in found])
