@@ -197,7 +197,8 @@ def test_progress_that_cannot_be_shown_is_no_reason_to_stop(tmp_path, straight):
     assert_same_run(straight, tmp_path / "a")
     process = start(*LONG, "--out", tmp_path / "b", TOY_DELAY=0.001)
     process.stderr.close()  # `hyperstack train 2>&1 | head -1`
-    assert process.wait(timeout=300) == 0
+    with process.stdout:
+        assert process.wait(timeout=300) == 0
     assert_same_run(straight, tmp_path / "b")
 
 

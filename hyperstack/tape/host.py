@@ -33,7 +33,7 @@ def _power(a: float, b: float) -> float:
     except OverflowError:
         return -math.inf if a < 0 and b % 2 == 1 else math.inf
     except ValueError:
-        return math.inf if a == 0 else math.nan
+        return (math.copysign(math.inf, a) if b % 2 == 1 else math.inf) if a == 0 else math.nan
 
 
 def _guarded(function: Callable[[float], float], outside: float) -> Callable[[float], float]:
@@ -65,7 +65,7 @@ _NAMES = {
     "log": _guarded(math.log, math.nan),
     "sqrt": _guarded(math.sqrt, math.nan),
     "tanh": math.tanh,
-    "sign": lambda x: math.copysign(1.0, x) if x else x,
+    "sign": lambda x: float(x > 0) - float(x < 0),
     "nan": math.nan,
     "inf": math.inf,
 }
@@ -120,7 +120,6 @@ _TEMPLATES = {
     aten.logical_and.default: "{0} and {1}",
     aten.bitwise_or.Tensor: "{0} or {1}",
     aten._to_copy.default: "{0}",
-    aten.clone.default: "{0}",
 }
 
 _FILLS = {
@@ -141,6 +140,7 @@ _FILLS = {
 }
 
 _MOVES = {
+    aten.clone.default,
     aten.view.default,
     aten._unsafe_view.default,
     aten.reshape.default,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hyperstack_cli.interrupt import Interrupt
-from hyperstack_cli.screen import Whole, bound_stack, err, number, out, percent, set_option
+from hyperstack_cli.screen import Whole, bound_stack, err, number, out, percent, set_option, silence
 
 if TYPE_CHECKING:
     from hyperstack.tasks import Data, Task
@@ -174,9 +174,14 @@ def _train(plan: Plan, task: Task, data: Data, run: RunFolder, resume: bool, qui
         err().print("stopped at once; the run is as its last checkpoint has it, to go on:", soft_wrap=True)
         err().print(f"  {_again(plan.task, run)}", soft_wrap=True)
         sys.exit(interrupt.exit_code)
-    _report(summary, run, quiet)
-    if not summary["finished"]:
-        sys.exit(interrupt.exit_code)
+    if summary["finished"]:
+        _report(summary, run, quiet)
+        return
+    try:
+        _report(summary, run, quiet)
+    except OSError:  # the terminal is what ended it
+        silence(sys.stdout)
+    sys.exit(interrupt.exit_code)
 
 
 def _again(task: str, run: RunFolder) -> str:
