@@ -230,6 +230,7 @@ class Reference:
             set(),
             {f"{k - 1}.{n}": 0 for k in range(1, len(self.moved)) for n in self.moved[k]},
         )
+        self.factors = {key: number(1) for key in self.skipped}
         self.hypergradients = [{name: torch.zeros_like(x) for name, x in m.items()} for m in self.moved[1:]]
 
     def values(self, k, raws, schedule=1.0):
@@ -276,13 +277,16 @@ class Reference:
         for key, g in given.items():
             if k and not torch.isfinite(g).all():
                 self.skipped[f"{k - 1}.{key}"] += 1
+                self.factors[f"{k - 1}.{key}"] = number(1)
                 if self.nonfinite == "skip":
                     continue
-            slot = self.slots[k][key]
+            slot, before = self.slots[k][key], torch.linalg.vector_norm(g)
             for transform, memory in zip(self.rules[k].clip, slot["clip"], strict=True):
                 g = clip_cumulatively(g, memory, transform.skip_zeros)
             slot["t"] += 1
             ready[key] = g
+            if k:
+                self.factors[f"{k - 1}.{key}"] = torch.linalg.vector_norm(g) / before if before else number(1)
         return ready
 
     def descend(self, nudges=None):

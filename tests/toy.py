@@ -104,11 +104,14 @@ def contents(folder):
     return {p.relative_to(folder): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
 
 
-def command(*arguments):
-    """The exit code, output and remarks of `hyperstack ARGUMENTS`, in this process."""
+def command(*arguments, columns=80):
+    """The exit code, output and remarks of `hyperstack ARGUMENTS`, in this process, on a screen of so many columns."""
     from hyperstack_cli.main import main
 
     with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
+        for name in ("FORCE_COLOR", "NO_COLOR", "LINES", "TERM"):
+            patch.delenv(name, raising=False)
+        patch.setenv("COLUMNS", str(columns))
         patch.setattr(sys, "argv", ["hyperstack", *map(str, arguments)])
         patch.setitem(TASKS, "toy", Toy)
         output = stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
@@ -116,6 +119,35 @@ def command(*arguments):
         with pytest.raises(SystemExit) as end:
             main()
     return end.value.code, output.getvalue(), remarks.getvalue()
+
+
+def ok(*arguments, columns=80):
+    """The output of a command that succeeds, and has nothing to remark."""
+    code, output, remarks = command(*arguments, columns=columns)
+    assert (code, remarks) == (0, ""), remarks
+    return output
+
+
+STACK = "Adam(α) / SGD(0.01, clip) / SGD"
+
+
+def finished_run(path):
+    """A run of two epochs: what it said."""
+    code, output, remarks = command("train", "toy", "--stack", STACK, "--set", "α=0.01", "--out", path)
+    assert (code, remarks.count("\n")) == (0, 3), remarks
+    return output, remarks
+
+
+def furnished(folder, run):
+    """A folder with a copy of a run, an empty folder, one of something else, and a file."""
+    (folder / "run").mkdir()
+    for file in run.iterdir():
+        (folder / "run" / file.name).write_bytes(file.read_bytes())
+    (folder / "empty").mkdir()
+    (folder / "foreign").mkdir()
+    (folder / "foreign" / "notes.txt").write_text("mine")
+    (folder / "file").write_text("mine")
+    return folder
 
 
 if __name__ == "__main__":

@@ -1,0 +1,170 @@
+"""What `inspect` and `export` make of a run."""
+
+import csv
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+from toy import command, contents, finished_run, furnished, ok
+
+from hyperstack.telemetry import read_record
+from hyperstack.telemetry.runfolder import RunFolder
+from hyperstack.telemetry.statistics import statistics
+from hyperstack_cli.screen import number, percent
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run of two epochs."""
+    path = tmp_path_factory.mktemp("cli") / "run"
+    finished_run(path)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path, run):
+    """Where every command is tried that may write or lose nothing."""
+    return furnished(tmp_path, run)
+
+
+# ---- inspect
+
+
+def test_inspect_shows_a_table_a_level(run):
+    path = run
+    text = ok("inspect", path)
+    found = statistics(RunFolder(path).read_record())
+    summary = RunFolder(path).read_summary()
+    head, state, result, *_ = text.splitlines()
+    assert head == "toy · Adam(0.01) / SGD(0.01, clip) / SGD · seed 0 · cpu"
+    assert state == f"finished after 2 epochs, 20 steps (20 recorded), {summary['seconds']:.1f} s"
+    assert result == f"test error {percent(summary['test_error'])}, train loss {number(summary['train_loss'])}"
+    blocks = text.split("\n\n")[1:]
+    assert [block.splitlines()[0] for block in blocks] == [
+        "level 0: Adam(0.01), learned by level 1",
+        "level 1: SGD(0.01, clip), learned by level 2",
+        "level 2: SGD, which nothing above learns",
+    ]
+    for key, s in found.items():
+        level, name = key.split(".")
+        lines = [line.split() for line in blocks[int(level)].splitlines() if line.split()[0] == name]
+        share = [f"{100 * s.clipped:.0f}", "%", str(s.nonfinite)]
+        assert lines == [
+            [name, *(number(x) for x in (s.first, s.last, s.min, s.max))],
+            [name, *(number(x, 3) for x in (s.grad_median, s.grad_95, s.grad_max)), *share],
+        ]
+    assert any(s.clipped for s in found.values())
+
+
+@pytest.mark.parametrize("width", [60, 80, 116, 140])
+def test_inspect_fits_the_screen(run, width):
+    lines = ok("inspect", run, columns=width).splitlines()
+    assert max(map(len, lines)) <= width
+    assert "…" not in "".join(lines)
+    wide = width > 100
+    assert sum(line.split()[:1] == ["beta1"] for line in lines) == (1 if wide else 2)
+    assert "\x1b" not in "".join(lines)
+
+
+def test_inspect_for_programs(run):
+    path = run
+    found = json.loads(ok("inspect", path, "--json"), parse_constant=pytest.fail)
+    assert found["plan"] == RunFolder(path).read_plan().as_dict()
+    assert found["summary"] == RunFolder(path).read_summary()
+    assert found["rows"] == 20
+    assert found["keys"] == {k: s.as_dict() for k, s in statistics(RunFolder(path).read_record()).items()}
+    one = json.loads(ok("inspect", path, "--json", "--level", 1))
+    assert one["keys"] == {"1.lr": found["keys"]["1.lr"]}
+
+
+def test_inspect_of_one_level(run):
+    text = ok("inspect", run, "--level", 2, "--level", 2)
+    assert re.findall(r"^level \d", text, re.MULTILINE) == ["level 2"]
+
+
+def test_inspect_of_a_run_that_has_not_ended(folder):
+    run = folder / "run"
+    (run / "summary.json").unlink()
+    (run / "record.jsonl").write_bytes((run / "record.jsonl").read_bytes()[:-30])
+    assert "not finished: 19 recorded steps so far" in ok("inspect", "run")
+    (run / "record.jsonl").write_bytes((run / "record.jsonl").read_bytes().splitlines(True)[0])
+    assert "not finished: 0 recorded steps so far" in ok("inspect", "run")
+    assert json.loads(ok("inspect", "run", "--json"), parse_constant=pytest.fail)["summary"] is None
+
+
+def test_inspect_of_rules_that_are_not_known_here(folder):
+    for name in ("plan.json", "summary.json"):
+        file = folder / "run" / name
+        file.write_text(file.read_text().replace("Adam(0.01)", "Mine(0.01)"))
+    text = ok("inspect", "run")
+    assert re.findall(r"^level .*", text, re.MULTILINE) == ["level 0", "level 1", "level 2"]
+
+
+def test_one_number_a_tensor_is_said_to_be_so():
+    ok("train", "toy", "--quiet", "--stack", "SGD(per_tensor(0.1)) / SGD", "--out", "run", "--epochs", 1)
+    assert "lr: one a tensor; shown are their mean and the norm of their hypergradients" in ok("inspect", "run")
+
+
+def test_what_is_fixed_has_no_table():
+    ok("train", "toy", "--quiet", "--stack", "SGD(fixed(0.1)) / SGD", "--out", "run", "--epochs", 1)
+    assert "level 0: SGD(fixed(0.1)), learned by level 1\n  nothing here can be learned\n" in ok("inspect", "run")
+
+
+# ---- export
+
+
+def test_export_as_json_lines_is_the_record(run):
+    record = RunFolder(run).read_record().columns
+    rows = [json.loads(line) for line in ok("export", run).splitlines()]
+    assert [list(row) for row in rows] == [list(record)] * 20
+    keys = ("0.lr", "0.beta1", "0.beta2", "1.lr", "2.lr")
+    assert list(record) == ["step", "loss", *(f"{key}.{what}" for key in keys for what in ("value", "grad", "clip"))]
+    for name, column in record.items():
+        assert [row[name] for row in rows] == column.tolist()
+    assert type(rows[0]["step"]) is int
+
+
+def test_export_as_csv_is_the_record(run, tmp_path):
+    record = RunFolder(run).read_record().columns
+    assert ok("export", run, "--format", "csv", "--out", "run.csv") == ""
+    text = (tmp_path / "run.csv").read_text()
+    assert ok("export", run, "--format", "csv") == text
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert rows[0]["step"] == "1"
+    for name, column in record.items():
+        assert [float(row[name]) for row in rows] == column.tolist()
+
+
+def test_export_of_what_is_not_finite(folder):
+    file = folder / "run" / "record.jsonl"
+    lines = file.read_bytes().splitlines(True)
+    width = len(read_record(file).columns)
+    lines[1] = json.dumps([1, None, *[0.5] * (width - 2)]).encode() + b"\n"
+    lines[2] = b"[2, -1e999, 1e999" + b", 0.5" * (width - 3) + b"]\n"
+    file.write_bytes(b"".join(lines))
+    first, second, *_ = [json.loads(line, parse_constant=pytest.fail) for line in ok("export", "run").splitlines()]
+    assert (first["loss"], second["loss"], second["0.lr.value"]) == (None, -np.inf, np.inf)
+    _, first, second, *_ = ok("export", "run", "--format", "csv").splitlines()
+    assert first.startswith("1,nan,0.5")
+    assert second.startswith("2,-inf,inf,")
+
+
+def test_an_export_to_a_full_disk_leaves_nothing(folder, monkeypatch):
+    from hyperstack_cli.verbs import export
+
+    def fail(record):
+        yield "step,loss"
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(export, "_csv", fail)
+    before = contents(folder)
+    code, _, remarks = command("export", "run", "--format", "csv", "--out", "new.csv")
+    assert (code, remarks) == (1, "hyperstack: cannot write new.csv\nNo space left on device\n")
+    assert contents(folder) == before
