@@ -85,14 +85,17 @@ def clipping() -> str:
 
 
 def rates() -> str:
-    """What the rate of the upper level does, relative to the rate below."""
-    ratios = (0.0001, 0.001, 0.01, 0.1)
+    """What the rate of the upper level does, relative to the rate below; the default in bold."""
+    ratios = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
     rows = []
     for name in ("Adam", "SGD", "AdaGrad", "RMSProp"):
-        rate = hs.RULES[name].hyperparameters["lr"].default
-        towers = [f"{name} / SGD({rate * ratio:.12g})" for ratio in ratios]
-        rows.append([f"`{name}`", *(figure(stack) for stack in [name, *towers])])
-    return markdown(["primary", "alone", *(f"/ SGD, {ratio} x" for ratio in ratios)], rows)
+        rule = hs.RULES[name]
+        row = [f"`{name}`", figure(name)]
+        for ratio in ratios:
+            found = figure(f"{name} / SGD({rule.hyperparameters['lr'].default * ratio:.12g})")
+            row.append(f"**{found}**" if ratio == rule.upper_ratio else found)
+        rows.append(row)
+    return markdown(["primary", "alone", *(f"/ SGD, {ratio:g} x" for ratio in ratios)], rows)
 
 
 def long() -> str:

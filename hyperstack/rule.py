@@ -81,12 +81,14 @@ class Rule(ABC, metaclass=RuleType):
     An instance is a level. Positional argument: `lr`. Keywords: hyperparameters (a number, or a number in
     `fixed`, `learned`, `per_tensor`, `lin`, `log`, `square`, `logit`, or a `free` name), options, and `clip`:
     True for cumulative-average clipping of the gradient that this level receives, or a list of transforms.
-    Instances are immutable, comparable and hashable, and print as the text form.
+    Instances are immutable, comparable and hashable, and print as the text form. `upper_ratio` is how a level above
+    starts where its rate is not given: at so many times this rule's rate. Measured; cautious for a new rule.
     """
 
     hyperparameters: ClassVar[Mapping[str, Hyperparameter]] = {}
     options: ClassVar[Mapping[str, Option]] = {}
     source: ClassVar[str] = ""
+    upper_ratio: ClassVar[float] = 1e-5
 
     settings: Mapping[str, Setting]
     chosen: Mapping[str, bool | float]
@@ -244,11 +246,11 @@ def _as_transforms(value: object) -> tuple[Transform, ...]:
 class Stack:
     """An immutable tuple of levels, the primary one first; prints as the text form, compares and hashes.
 
-    An upper level whose rate is not given starts at `DEFAULT_RATIO` times the rate of the level below it:
+    An upper level whose rate is not given starts at a small multiple of the rate of the level below it, see `ratio`:
     `Adam / SGD` is `Adam(0.001) / SGD(1e-05)`.
     """
 
-    DEFAULT_RATIO = 0.01
+    HIGHER_RATIO = 1e-6
     MAX_HEIGHT = 64
 
     levels: tuple[Rule, ...]
@@ -282,9 +284,18 @@ class Stack:
             raise InputError(f"this stack leaves {names} open", why=f"  {self}", instead=hint)
         resolved: list[dict[str, Resolved]] = []
         for level in self.levels:
-            below = resolved[-1]["lr"].value * self.DEFAULT_RATIO if resolved else None
-            resolved.append(level.resolve(None if below is None else float(f"{below:.12g}")))
+            k = len(resolved)
+            default = float(f"{resolved[-1]['lr'].value * self.ratio(k):.12g}") if k else None
+            resolved.append(level.resolve(default))
         return resolved
+
+    def ratio(self, k: int) -> float:
+        """The default rate of level k > 0, as a multiple of the rate of the level below.
+
+        Level 1 starts at what suits the primary rule, its `upper_ratio`. Higher levels start at HIGHER_RATIO: what
+        they change is small beside the hypergradients that they receive.
+        """
+        return self.levels[0].upper_ratio if k == 1 else self.HIGHER_RATIO
 
     @property
     def free_names(self) -> tuple[str, ...]:

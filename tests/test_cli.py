@@ -167,7 +167,7 @@ def test_explain_shows_who_learns_what():
 def test_explain_shows_where_a_default_rate_comes_from():
     assert "lr = 1e-05 (0.01 x the rate below)  learned by level 2" in ok("explain", "Adam / SGD / SGD(1)")
     assert "lr = 0.001 (0.01 x the rate below)  nothing above" in ok("explain", "SGD(α) / SGD", "--set", "α=0.1")
-    assert "lr = 0.01 x 0.01 x α  nothing above" in ok("explain", "SGD(α) / SGD / SGD")
+    assert "lr = 1e-06 x 0.01 x α  nothing above" in ok("explain", "SGD(α) / SGD / SGD")
 
 
 @pytest.mark.parametrize("width", [60, 80])

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from toy import command, contents, finished_run, furnished, ok
+from toy import Toy, command, contents, finished_run, furnished, ok
 
 from hyperstack import tasks
 
@@ -121,6 +121,12 @@ def test_wrong_input_is_named_and_nothing_is_written_or_lost(folder, kind):
     assert "Traceback" not in remarks
     assert "Error" not in remarks.replace("Error: ", "")
     assert contents(folder) == before
+
+
+@pytest.mark.parametrize("arguments", [("--out", "run"), ("--stack", "Adm"), ("--out", "run", "--resume", "--seed", 1)])
+def test_it_is_said_before_data_are_fetched(folder, monkeypatch, arguments):
+    monkeypatch.setattr(Toy, "load", lambda *arguments: pytest.fail("the data were loaded"))
+    assert command(*train(*arguments))[0] == 2
 
 
 def test_cuda_where_there_is_none_is_wrong_input(folder, monkeypatch):

@@ -344,21 +344,23 @@ def rates(stack):
 
 
 @pytest.mark.parametrize(("lower", "upper"), [*itertools.product(RULES.values(), repeat=2)])
-def test_an_upper_rate_starts_at_a_hundredth_of_the_one_below(lower, upper):
-    default = lower.hyperparameters["lr"].default
-    assert rates(lower / upper / upper) == [default, *(float(f"{default * r:.12g}") for r in (1e-2, 1e-4))]
-    assert rates(lower(0.3) / upper / lower) == [0.3, 0.003, 3e-05]
-    assert rates(lower(0.1234567891) / upper) == [0.1234567891, 0.001234567891]
-    assert rates(lower(0.3) / upper(7) / lower) == [0.3, 7, 0.07]
+def test_an_upper_rate_starts_at_a_multiple_of_the_one_below(lower, upper):
+    default, ratio = lower.hyperparameters["lr"].default, lower.upper_ratio
+    assert 0 < ratio < 1
+    assert rates(lower / upper / upper) == [default, *(float(f"{default * r:.12g}") for r in (ratio, ratio * 1e-6))]
+    assert rates(lower(0.3) / upper / lower) == [0.3, *(float(f"{0.3 * r:.12g}") for r in (ratio, ratio * 1e-6))]
+    assert rates(lower(0.1234567891) / upper) == [0.1234567891, float(f"{0.1234567891 * ratio:.12g}")]
+    assert rates(lower(0.3) / upper(7) / lower) == [0.3, 7, 7e-6]
     assert rates(lower(0.3) / upper(0) / lower) == [0.3, 0, 0]
     assert (lower(0.3) / upper).resolve()[1]["lr"].learned
     assert hs.parse(str(lower / upper)) == lower / upper
 
 
 def test_a_tower_of_default_rates():
-    found = rates(Stack([hs.SGD(1)] + [hs.SGD()] * 40))
-    assert all(math.isclose(x, 0.01**k, rel_tol=1e-11) for k, x in enumerate(found))
-    assert len(found) == 41
+    first, *found = rates(Stack([hs.SGD(1)] + [hs.SGD()] * 40))
+    assert first == 1
+    assert all(math.isclose(x, 0.01 * 1e-6**k, rel_tol=1e-11) for k, x in enumerate(found))
+    assert len(found) == 40
 
 
 @every_rule

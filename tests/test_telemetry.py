@@ -409,6 +409,15 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     assert contents(tmp_path) == before
 
 
+def test_a_file_is_replaced_as_a_whole(tmp_path):
+    run = RunFolder(tmp_path)
+    run.write_summary({"steps": 1})
+    with (tmp_path / "summary.json").open() as reader:  # who reads meanwhile sees the old one to its end
+        run.write_summary({"steps": 2})
+        assert json.load(reader) == {"steps": 1}
+    assert json.loads((tmp_path / "summary.json").read_text()) == {"steps": 2}
+
+
 def test_files_have_the_permissions_that_the_user_wants(tmp_path):
     before = os.umask(0o027)
     try:

@@ -80,7 +80,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # an α on a screen without one is no reason to fail
     try:
-        code = cli.main(standalone_mode=False)
+        code = cli.main(prog_name="hyperstack", standalone_mode=False)
     except click.exceptions.Abort:
         code = INTERRUPTED
     except click.ClickException as error:

@@ -21,6 +21,7 @@ class AdaGrad(Rule):
     initial = Option(0.0, "where the sum of squares starts")
     eps_inside = Option(False, "divide by sqrt(G + ε)")
     source = "torch.optim.Adagrad; Duchi et al. 2011"
+    upper_ratio = 1e-5
 
     def init(self, like):
         return {"sum": torch.full_like(like, self.initial)}

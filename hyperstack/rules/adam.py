@@ -23,6 +23,7 @@ class Adam(Rule):
     decoupled_weight_decay = Option(False, "AdamW's decay (Loshchilov and Hutter 2019)")
     v0 = Option(0.0, "where v starts")
     source = "torch.optim.Adam; Kingma and Ba 2015, Algorithm 1"
+    upper_ratio = 0.01
 
     def init(self, like):
         state = {"exp_avg": torch.zeros_like(like), "exp_avg_sq": torch.full_like(like, self.v0)}

@@ -23,6 +23,7 @@ class RMSProp(Rule):
     centered = Option(False, "divide by the deviation of the gradient, not by its root mean square")
     eps_inside = Option(False, "divide by sqrt(v + ε)")
     source = "torch.optim.RMSprop; Tieleman and Hinton 2012, lecture 6.5; Graves 2013 (centered)"
+    upper_ratio = 1e-4
 
     def init(self, like):
         names = ["square_avg"] + ["grad_avg"] * self.centered + ["momentum_buffer"] * (not self.off("momentum"))

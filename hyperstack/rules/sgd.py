@@ -18,6 +18,7 @@ class SGD(Rule):
     weight_decay = Hyperparameter(0.0, NON_NEGATIVE, doc="λ: L2 penalty, added to the gradient")
     nesterov = Option(False, "step along g + μ b, the gradient at the point looked ahead to")
     source = "torch.optim.SGD; Sutskever et al. 2013"
+    upper_ratio = 0.01
 
     def init(self, like):
         return {} if self.off("momentum") else {"momentum_buffer": torch.zeros_like(like)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import replace
 
 import click
@@ -10,12 +11,25 @@ import click
 from hyperstack_cli.screen import number, out
 
 WORKLOADS = ("mnist", "gpt", "resnet")
+EPILOG = """\b
+Examples:
+  hyperstack bench
+  hyperstack bench gpt resnet --seconds 60 --memory
+  hyperstack bench 1e4 1e5 1e6 1e7
+  hyperstack bench --only "torch Adam" --only "Adam / SGD"
+"""
 
 
-@click.command(short_help="Time training steps with and without a tower.")
+@click.command(short_help="Time training steps with and without a tower.", epilog=EPILOG)
 @click.argument("workloads", nargs=-1, metavar="[WORKLOAD]...")
-@click.option("--seconds", type=click.FloatRange(min=0.1), default=10.0, show_default=True, help="For each workload.")
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, ...")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0.1),
+    default=10.0,
+    metavar="X",
+    help="How long to measure each workload.  [default: 10]",
+)
+@click.option("--device", default="cpu", metavar="NAME", help="Where to compute: cpu, cuda, ...  [default: cpu]")
 @click.option("--memory", is_flag=True, help="Measure peak memory too, in a process for each contestant.")
 @click.option("--only", multiple=True, metavar="NAME", help="Only these contestants; the first is compared with.")
 @click.option("--json", "as_json", is_flag=True, help="The same as JSON, for programs.")
@@ -27,12 +41,6 @@ def command(
 
     WORKLOAD is mnist (the default), gpt, resnet, or a number of parameters such as 1e6 under a trivial loss. The
     contestants take turns, step by step; ratios are medians of the ratios of neighbouring steps, with their quartiles.
-
-    \b
-    hyperstack bench
-    hyperstack bench gpt resnet --seconds 60 --memory
-    hyperstack bench 1e4 1e5 1e6 1e7
-    hyperstack bench --only "torch Adam" --only "Adam / SGD"
     """
     import torch
     from rich.table import Table
@@ -42,6 +50,8 @@ def command(
     from hyperstack_cli.benchmark.measure import as_json as plain
     from hyperstack_cli.benchmark.measure import peak_memory, race, workload
 
+    # The published implementation builds a graph through its own steps, of which torch warns.
+    warnings.filterwarnings("ignore", message="Using backward.. with create_graph=True")
     known = contestants()
     for name in only:
         if name not in known:

@@ -28,8 +28,8 @@ def command(stack: str, assignments: tuple[str, ...]) -> None:
     """Show what STACK means: each level, its hyperparameters, and by which level each is learned.
 
     "learned as log" says that the level above learns its logarithm. "off" is what stays at 0. An upper level whose
-    rate is not given starts at 0.01 times the rate of the level below it. A free name is shown in the place of its
-    value until --set binds it.
+    rate is not given starts at a small multiple of the rate of the level below it. A free name is shown in the place
+    of its value until --set binds it.
     """
     from rich.text import Text
     from rich.tree import Tree
@@ -81,7 +81,7 @@ def _line(stack: Stack, k: int, name: str, resolved: Resolved) -> str:
         how = f"learned by level {k + 1} as {resolved.bijection.name}"
     how += ", one number a tensor" * resolved.per_tensor
     value = _value(stack, k, name, resolved)
-    ratio = " (0.01 x the rate below)" if default and value[-1].isdigit() else ""
+    ratio = f" ({stack.ratio(k):g} x the rate below)" if default and value[-1].isdigit() else ""
     return f"{name} = {value}{ratio}  {how}"
 
 
@@ -95,5 +95,5 @@ def _value(stack: Stack, k: int, name: str, resolved: Resolved) -> str:
     if k and name == "lr" and setting is None:
         below = _value(stack, k - 1, name, resolved)
         if not below[-1].isdigit():
-            return f"0.01 x {below}"
+            return f"{stack.ratio(k):g} x {below}"
     return format(resolved.value, "g")

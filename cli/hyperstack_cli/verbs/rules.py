@@ -59,6 +59,7 @@ def _described(rule: type[Rule]) -> dict[str, Any]:
     return {
         "doc": inspect.getdoc(rule) or "",
         "source": rule.source,
+        "upper_ratio": rule.upper_ratio,
         "hyperparameters": {
             key: {
                 "default": h.default,
@@ -87,6 +88,7 @@ def _show(console: Console, name: str, rule: dict[str, Any]) -> None:
         shown = "flag" if isinstance(o["default"], bool) else number(o["default"])
         table.add_row(key, shown, "", "option", o["doc"])
     console.print(table)
+    _paragraph(console, f"a level above starts at {number(rule['upper_ratio'])} x its lr, where that is not given")
     if rule["source"]:
         _paragraph(console, f"source: {rule['source']}")
 
