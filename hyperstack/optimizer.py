@@ -136,17 +136,22 @@ class HyperOptimizer(torch.optim.Optimizer):
         super().load_state_dict(state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
-        self._export()
-        return super().__getstate__()
+        state = self.state.copy()
+        state["towers"] = self._export()  # type: ignore[index]
+        return {**super().__getstate__(), "state": state}
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values only; safe for `torch.save` and `torch.load(weights_only=True)`."""
-        self._export()
-        return super().state_dict()
+        self.state.pop("towers", None)  # type: ignore[call-overload]  # so that it stands last, whenever it is made
+        self.state["towers"] = self._export()  # type: ignore[index]
+        try:
+            return super().state_dict()
+        finally:
+            del self.state["towers"]  # type: ignore[arg-type]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        saved = self.state.get("towers", {})  # type: ignore[call-overload]
+        saved = self.state.pop("towers", {})  # type: ignore[call-overload]
         self._towers = [_tower(group) for group in self.param_groups]
         for i, (tower, group) in enumerate(zip(self._towers, self.param_groups, strict=True)):
             if i in saved:
@@ -158,10 +163,9 @@ class HyperOptimizer(torch.optim.Optimizer):
         count = sum(p.numel() for group in self.param_groups for p in group["params"])
         return f"HyperOptimizer({', '.join(stacks)}; {count:,} parameters in {len(self.param_groups)} groups)"
 
-    def _export(self) -> None:
+    def _export(self) -> dict[int, dict[str, Any]]:
         pairs = zip(self._towers, self.param_groups, strict=True)
-        towers = {i: {**tower.export(), "shapes": _shapes(group)} for i, (tower, group) in enumerate(pairs)}
-        self.state["towers"] = towers  # type: ignore[index]
+        return {i: {**tower.export(), "shapes": _shapes(group)} for i, (tower, group) in enumerate(pairs)}
 
     def _show_state(self, tower: Tower, params: list[Tensor]) -> None:
         """Let `state[p]` show each parameter's part of the flat buffers, as torch's optimizers do."""

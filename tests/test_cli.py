@@ -165,9 +165,13 @@ def test_explain_shows_who_learns_what():
 
 
 def test_explain_shows_where_a_default_rate_comes_from():
-    assert "lr = 1e-05 (0.01 x the rate below)  learned by level 2" in ok("explain", "Adam / SGD / SGD(1)")
-    assert "lr = 0.001 (0.01 x the rate below)  nothing above" in ok("explain", "SGD(α) / SGD", "--set", "α=0.1")
-    assert "lr = 1e-06 x 0.01 x α  nothing above" in ok("explain", "SGD(α) / SGD / SGD")
+    first, second = (hs.parse("Adam / SGD / Adam").ratio(k) for k in (1, 2))
+    text = ok("explain", "Adam(α) / SGD / Adam", "--set", "α=0.125")
+    assert f"lr = {0.125 * first:g} ({first:g} x the rate below)  learned by level 2 as lin" in text
+    assert f"lr = {0.125 * first * second:g} ({second:g} x the rate below)  nothing above" in text
+    text = ok("explain", "Adam(α) / SGD / Adam")
+    assert f"lr = {first:g} x α  learned by level 2" in text
+    assert f"lr = {second:g} x {first:g} x α  nothing above learns it" in text
 
 
 @pytest.mark.parametrize("width", [60, 80])

@@ -152,7 +152,7 @@ def test_killed_at_random_moments_it_goes_on_bit_for_bit(tmp_path, straight):
         arguments = ("train", "toy", "--resume") if resume else LONG
         before = rows(path)
         process = start(*arguments, "--quiet", "--out", path, TOY_DELAY=0.002)
-        if kills < 8:
+        if kills < 5:
             until(lambda least=before: rows(path) != least, process)
             time.sleep(draw.uniform(0, 0.4))
             process.kill()

@@ -1,5 +1,7 @@
 """What the command line says to wrong input: what, where, and what instead; and that nothing is written or lost."""
 
+import os
+
 import pytest
 import torch
 from toy import Toy, command, contents, finished_run, furnished, ok
@@ -106,6 +108,9 @@ WRONG = {
     "export as something": (("export", "run", "--format", "xml"), ["'xml'", "'jsonl', 'csv'"]),
     "explain a rule": (("explain", "Adm"), ["did you mean Adam?"]),
     "explain nothing": (("explain", ""), ["the text is empty"]),
+    "a device to measure": (("bench", "--device", "gpu"), ["the device 'gpu' cannot be used"]),
+    "a workload": (("bench", "mnits"), ["there is no workload 'mnits'"]),
+    "a contestant": (("bench", "--only", "Adm"), ["there is no contestant 'Adm'"]),
     "a rule to list": (("rules", "Adm"), ["no rule is called Adm", "did you mean Adam?"]),
 }  # fmt: skip
 
@@ -127,6 +132,19 @@ def test_wrong_input_is_named_and_nothing_is_written_or_lost(folder, kind):
 def test_it_is_said_before_data_are_fetched(folder, monkeypatch, arguments):
     monkeypatch.setattr(Toy, "load", lambda *arguments: pytest.fail("the data were loaded"))
     assert command(*train(*arguments))[0] == 2
+
+
+def test_a_folder_that_may_not_be_written_is_named(folder):
+    if os.geteuid() == 0:
+        pytest.skip("root may write everywhere")
+    for name in ("run", "empty"):
+        (folder / name).chmod(0o500)
+    before = contents(folder)
+    for arguments in (("--out", "empty/run"), ("--out", "run", "--resume", "--epochs", 3)):
+        code, output, remarks = command(*train(*arguments))
+        assert (code, output) == (2, "")
+        assert "Permission denied" in remarks
+    assert contents(folder) == before
 
 
 def test_cuda_where_there_is_none_is_wrong_input(folder, monkeypatch):

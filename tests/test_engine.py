@@ -233,7 +233,7 @@ def test_clipping_by_its_definition():
     assert factors[:2] == [1.0, pytest.approx(0.5)]
 
 
-@settings(max_examples=10, deadline=None, derandomize=True)
+@settings(max_examples=6, deadline=None, derandomize=True)
 @given(st.lists(st.lists(st.booleans(), min_size=4, max_size=4), min_size=4, max_size=8))
 def test_parameters_that_come_and_go_as_the_slow_tower(present):
     """A parameter without a gradient in a step stays, with its state and its clock, and adds no hypergradient."""
@@ -256,7 +256,7 @@ def taken(stack, grads, nonfinite="skip"):
     ]
 
 
-@pytest.mark.parametrize("names", TRIPLES, ids="-".join)
+@pytest.mark.parametrize("names", TRIPLES[: len(NAMES)], ids="-".join)
 def test_numbers_in_host_memory_are_computed_as_torch_does(names, monkeypatch):
     """Programs on a handful of numbers run as Python floats, unless there is no room for them."""
     grads = gradients(5, shapes=SMALL)

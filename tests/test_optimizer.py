@@ -565,6 +565,15 @@ def test_a_state_holds_only_tensors_and_plain_values():
     assert plain(opt.state_dict())
 
 
+def test_saving_and_loading_leave_no_second_copy_behind():
+    """`state` holds what belongs to parameters and nothing else, before and after."""
+    opt = after_three_steps()
+    other = HyperOptimizer(parameters(), LEARNING)
+    other.load_state_dict(opt.state_dict())
+    for each in (opt, other, copy.deepcopy(opt), pickle.loads(pickle.dumps(opt))):
+        assert set(each.state) == set(each.param_groups[0]["params"])
+
+
 @pytest.mark.parametrize(
     "duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["deepcopy", "pickle"]
 )

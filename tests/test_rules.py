@@ -90,6 +90,22 @@ def test_parity_in_float32(case):
     assert_close(ours, theirs, 100 * torch.finfo(torch.float32).eps)
 
 
+@pytest.mark.xfail(
+    reason="lerp towards an infinite v is NaN; torch.optim's v stays infinite, and the entry where it is"
+)
+@pytest.mark.parametrize("case", [c for c in CASES if c[0] in ("Adam", "RMSProp")], ids=["Adam", "RMSProp"])
+def test_parity_where_a_square_overflows(case):
+    ours, theirs = tensors(torch.float32), [p.requires_grad_() for p in tensors(torch.float32)]
+    tower, other = Tower(hs.parse(case[0]), ours), case[1](theirs)
+    for t, gs in enumerate(gradients(4, torch.float32)):
+        gs[0][1, 2] = 1e20 if t == 1 else 0.1
+        tower.step(ours, gs)
+        for p, g in zip(theirs, gs, strict=True):
+            p.grad = g.clone()
+        other.step()
+    assert_close(ours, theirs, 100 * torch.finfo(torch.float32).eps)
+
+
 @pytest.mark.gpu
 @by_case
 def test_parity_with_the_cpu(case):
@@ -175,10 +191,9 @@ def test_hypergradients_are_the_derivatives_of_the_last_update(rule, options):
 
 
 @by_rule
-@pytest.mark.parametrize("schedule", [1.0, 0.3])
-def test_hypergradients_chain_through_three_levels(rule, schedule):
+def test_hypergradients_chain_through_three_levels(rule):
     lower = asked(hs.SGD, momentum=hs.learned(hs.per_tensor(0.4)), lr=hs.learned(hs.per_tensor(0.1)))
-    check_hypergradients(lower / asked(rule, lr=hs.learned(0.02)) / asked(rule, lr=hs.learned(1e-3)), 6, (5,), schedule)
+    check_hypergradients(lower / asked(rule, lr=hs.learned(0.02)) / asked(rule, lr=hs.learned(1e-3)), 6, (5,), 0.3)
 
 
 @by_rule

@@ -137,12 +137,14 @@ class RunFolder:
 
     def begin(self, plan: Plan) -> None:
         """Note what is asked for; a summary of how far the run came before no longer holds."""
+        self._write_json("plan.json", plan.as_dict())
+        try:
+            (self.path / "summary.json").unlink(missing_ok=True)
+        except OSError as error:
+            raise write_error(self.path / "summary.json", error) from None
         for leftover in self.path.glob(".*.tmp"):  # of a process that was killed while it wrote
             with suppress(OSError):
                 leftover.unlink()
-        with suppress(FileNotFoundError):
-            (self.path / "summary.json").unlink()
-        self._write_json("plan.json", plan.as_dict())
 
     def write_summary(self, content: dict[str, Any]) -> None:
         """Write the result, as a whole or not at all."""

@@ -45,6 +45,7 @@ def command(
     import torch
     from rich.table import Table
 
+    from hyperstack.devices import find_device
     from hyperstack.errors import InputError
     from hyperstack_cli.benchmark.contestants import contestants
     from hyperstack_cli.benchmark.measure import as_json as plain
@@ -52,6 +53,7 @@ def command(
 
     # The published implementation builds a graph through its own steps, of which torch warns.
     warnings.filterwarnings("ignore", message="Using backward.. with create_graph=True")
+    place = find_device(device)
     known = contestants()
     for name in only:
         if name not in known:
@@ -65,7 +67,7 @@ def command(
     results = {}
     for name in workloads or ("mnist",):
         task = workload(name)
-        figures = race(chosen, task, seconds, torch.device(device))
+        figures = race(chosen, task, seconds, place)
         if memory:
             figures = [replace(f, memory=peak_memory(f.contestant, name, device)) for f in figures]
         results[name] = plain(figures)
