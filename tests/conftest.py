@@ -1,7 +1,14 @@
-"""What every test starts from: fixed seeds, one thread, and a visible reason where there is no GPU."""
+"""What every test starts from: fixed seeds, one thread, signals heeded, and a visible reason where there is no GPU."""
+
+import signal
 
 import pytest
 import torch
+
+# A process in the background may be told to ignore these, and would pass that on to those that the tests start.
+for number, handler in {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}.items():
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 
 torch.set_num_threads(1)  # the tensors here are small: a second thread costs more than it gives
 

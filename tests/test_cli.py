@@ -228,6 +228,7 @@ def test_the_help_of_train_names_every_task():
         assert name in text
         assert f"{name}: {task.epochs}" in text
         assert f"{name}: {task.batch_size}" in text
+        assert f"{name}: {task.threads}" in text or task.threads is None
 
 
 def test_the_version_is_the_packages():

@@ -1,6 +1,7 @@
 """What the command line says to wrong input: what, where, and what instead; and that nothing is written or lost."""
 
 import os
+import urllib.request
 
 import pytest
 import torch
@@ -230,6 +231,7 @@ def test_without_a_network_it_says_how_to_do_without(tmp_path, monkeypatch):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     for name in ("no_proxy", "NO_PROXY", "PIP_FIND_LINKS"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(urllib.request, "_opener", None)  # it remembers the proxies of its first use
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
     monkeypatch.setenv("HYPERSTACK_CACHE", str(tmp_path / "cache"))

@@ -195,8 +195,7 @@ def follow(stack, steps=7, nonfinite="skip", schedule=lambda t: 1.0, grads=None,
 @by_pair
 def test_two_clipped_levels_as_the_slow_tower(lower, upper):
     stack = asked(RULES[lower], clip=True) / asked(RULES[upper], lr=hs.learned(0.01), clip=True)
-    tower = follow(stack, schedule=lambda t: 1.0 if t < 2 else 0.5)
-    assert bool((tower.clip_factors()["0.lr"] < 1).any()) or bool((tower.clip_factors()["0.lr"] == 1).all())
+    follow(stack, schedule=lambda t: 1.0 if t < 2 else 0.5)
 
 
 @pytest.mark.parametrize("names", TRIPLES, ids="-".join)

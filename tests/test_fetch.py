@@ -218,7 +218,8 @@ def test_download_says_what_each_mirror_said(tmp_path):
 
 
 def test_download_gives_up_a_silent_mirror():
-    with socket.create_server(("127.0.0.1", 0)) as silent:
+    with socket.create_server(("127.0.0.1", 0), backlog=8) as silent:
+        socket.create_connection(silent.getsockname()).close()  # it listens, and says nothing
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/file"
         with pytest.raises(SourceError, match="timed out"):
             fetch.download([url], SHA, timeout_s=0.1)

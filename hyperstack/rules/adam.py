@@ -38,7 +38,7 @@ class Adam(Rule):
         if self.reads_params and not self.decoupled_weight_decay:
             g = g + c.decay * p
         m = torch.lerp(g, s["exp_avg"], c.beta1)
-        v = largest = torch.lerp(g * g, s["exp_avg_sq"], c.beta2)
+        v = largest = torch.addcmul(c.beta2 * s["exp_avg_sq"], g, (1 - c.beta2) * g)
         after = {"exp_avg": m, "exp_avg_sq": v}
         if self.amsgrad:
             largest = after["max_exp_avg_sq"] = torch.maximum(s["max_exp_avg_sq"], v)

@@ -35,7 +35,7 @@ class RMSProp(Rule):
     def update(self, g, s, c, p):
         if self.reads_params:
             g = g + c.weight_decay * p
-        v = spread = torch.lerp(g * g, s["square_avg"], c.alpha)
+        v = spread = torch.addcmul(c.alpha * s["square_avg"], g, (1 - c.alpha) * g)
         after = {"square_avg": v}
         if self.centered:
             mean = after["grad_avg"] = torch.lerp(g, s["grad_avg"], c.alpha)

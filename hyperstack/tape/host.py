@@ -97,6 +97,7 @@ _TEMPLATES = {
     aten.sigmoid.default: "quotient(1.0, 1.0 + exp(-{0}))",
     aten.sigmoid_backward.default: "{0} * (1.0 - {1}) * {1}",
     aten.lerp.Tensor: "({0} + {2} * ({1} - {0}) if abs({2}) < 0.5 else {1} - ({1} - {0}) * (1.0 - {2}))",
+    aten.addcmul.default: "{0} + {1} * {2}",
     aten.minimum.default: "smaller({0}, {1})",
     aten.maximum.default: "larger({0}, {1})",
     aten.clamp.default: "larger({0}, {1})",

@@ -35,6 +35,9 @@ class Task(ABC):
     batch_size: ClassVar[int] = 256
     # Passes over the training examples, where the user names no other number.
     epochs: ClassVar[int] = 5
+    # CPU threads, where the user names no other number; None: as many as PyTorch takes. Where a step takes a
+    # millisecond, a second thread gains next to nothing, and on a busy machine waiting for it costs tenfold.
+    threads: ClassVar[int | None] = None
 
     @abstractmethod
     def load(self, data_dir: Path | None, device: torch.device, notify: Callable[[str], None] | None = None) -> Data:

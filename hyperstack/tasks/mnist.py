@@ -220,6 +220,7 @@ class MNIST(Task):
 
     name: ClassVar[str] = "mnist"
     summary: ClassVar[str] = "MNIST digits, a 784-128-10 tanh network, negative log-likelihood"
+    threads: ClassVar[int | None] = 1
 
     def load(self, data_dir: Path | None, device: torch.device, notify: Notify | None = None) -> Data:
         """Inputs: float32 pixels / 255, [examples, 784]; targets: int64 labels. See `load_arrays`."""

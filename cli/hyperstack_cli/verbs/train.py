@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -54,9 +53,7 @@ summary.json), 1 the run failed, 2 wrong input, 130 interrupted.
     metavar="NAME",
     help="Where to compute: cpu, cuda, cuda:1, mps, or auto: a CUDA device where there is one.  [default: auto]",
 )
-@click.option(
-    "--threads", type=POSITIVE, metavar="N", help="CPU cores that PyTorch may use.  [default: PyTorch's choice]"
-)
+@click.option("--threads", type=POSITIVE, metavar="N", help="CPU cores to compute on.  [default: the task's, mnist: 1]")
 @click.option("--data-dir", type=PATH, metavar="DIR", help="Take the data from the files in DIR, and fetch nothing.")
 @click.option("--out", "folder", type=PATH, metavar="DIR", help="The run folder.  [default: the next runs/TASK-NNN]")
 @click.option(
@@ -81,8 +78,6 @@ def command(
     gets the plan, a record of every step, a checkpoint after every epoch, and summary.json. Ctrl-C ends the run after
     the step in hand with a checkpoint, from which --resume continues bit for bit.
     """
-    # Waiting threads that spin starve when the machine is busy: an epoch took 50 s in the place of 3.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from hyperstack.devices import device_failures, find_device
     from hyperstack.tasks import get_task
     from hyperstack.telemetry.runfolder import RunFolder
@@ -130,7 +125,7 @@ def _defaults(task: Task) -> dict[str, Any]:
         "batch_size": task.batch_size,
         "seed": 0,
         "record_every": 1,
-        "threads": torch.get_num_threads(),
+        "threads": task.threads or torch.get_num_threads(),
     }
 
 
