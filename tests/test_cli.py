@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from toy import BATCHES, STACK, command, contents, finished_run, ok, same
+from toy import BATCHES, STACK, Toy, assert_same_run, command, contents, finished_run, ok, same
 
 import hyperstack as hs
 from hyperstack import tasks
@@ -115,6 +115,27 @@ def test_the_options_of_the_run_may_be_repeated_in_other_words(run):
     assert "finished already" in ok(
         *("train", "toy", "--resume", "--out", run[0], "--stack", stack, "--seed", 0, "--batch-size", 32)
     )
+
+
+def test_ctrl_c_ends_a_run_that_can_go_on_bit_for_bit(tmp_path, run, monkeypatch):
+    steps, losses = iter(range(100)), Toy.losses
+
+    def interrupted(self, outputs, targets):
+        if next(steps) == 12:
+            signal.raise_signal(signal.SIGINT)
+        return losses(self, outputs, targets)
+
+    monkeypatch.setattr(Toy, "losses", interrupted)
+    arguments = ("--stack", STACK, "--set", "α=0.01", "--out", "run")
+    code, output, _ = command("train", "toy", *arguments)
+    assert (code, output) == (
+        130,
+        "interrupted after step 13, with a checkpoint; to go on:\n  hyperstack train toy --out run --resume\n",
+    )
+    assert "interrupted after 1 epochs, 13 steps (13 recorded)" in ok("inspect", "run")
+    code, output, _ = command("train", "toy", "--out", "run", "--resume")
+    assert code == 0
+    assert_same_run(run[0], tmp_path / "run")
 
 
 def test_the_first_signal_asks_and_the_second_ends():

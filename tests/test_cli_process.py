@@ -82,6 +82,7 @@ def straight(tmp_path_factory):
 # ---- signals
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_a_run_that_can_go_on_bit_for_bit(tmp_path, straight):
     path = tmp_path / "run"
     process = start(*LONG, "--out", path, TOY_DELAY=0.005)
@@ -297,6 +298,7 @@ def final(text):
     return lines[place:]
 
 
+@pytest.mark.slow
 def test_in_a_terminal_the_tower_is_watched(session):
     bar, heading, *table = final(session["80 columns"])
     assert re.match(r"step 30/30 ━+ loss [\d.]+(  [\d,]+ examples/s)?$", bar.rstrip())
@@ -313,6 +315,7 @@ def test_in_a_terminal_the_tower_is_watched(session):
     assert [line for line in ESCAPE.sub("", session["80 columns"]).splitlines() if "epoch 3/3" in line]
 
 
+@pytest.mark.slow
 def test_a_narrow_terminal_shows_less(session):
     for kind, titles in (("60 columns", 4), ("40 columns", 2), ("20 columns", 2)):
         width = CASES[kind][0]
@@ -325,12 +328,14 @@ def test_a_narrow_terminal_shows_less(session):
             assert "…" not in "".join(rows)
 
 
+@pytest.mark.slow
 def test_no_color_is_without_colour(session):
     assert COLOUR.search(session["80 columns"])
     assert not COLOUR.search(session["without colour"])
     assert len(final(session["without colour"])) == len(final(session["80 columns"]))
 
 
+@pytest.mark.slow
 def test_a_dumb_terminal_gets_lines(session):
     text = session["dumb"]
     assert "\x1b[1A" not in text
@@ -338,6 +343,7 @@ def test_a_dumb_terminal_gets_lines(session):
     assert ESCAPE.sub("", text).count("epoch ") == 3
 
 
+@pytest.mark.slow
 def test_a_high_stack_does_not_flood_the_screen(session):
     text = ESCAPE.sub("", session["64 levels"])
     head = text.split("epoch 1/3")[0].split("step ")[0]
@@ -384,6 +390,7 @@ def test_mnist_is_learned_interrupted_and_continued_bit_for_bit(tmp_path):
         assert 40 < rows(path) < 470
     ended(start("train", "mnist", "--resume", "--out", path, program=REAL), 0)
     assert_same_run(tmp_path / "straight", path)
+    assert json.loads((path / "plan.json").read_text())["threads"] == 1
     exported = [json.loads(line) for line in command("export", path)[1].splitlines()]
     assert len(exported) == 470
     assert exported[-1]["0.lr.value"] > 0.002

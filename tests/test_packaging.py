@@ -1,6 +1,7 @@
 """What is installed, and from what: the project's own files agree with each other and with the code."""
 
 import ast
+import functools
 import importlib.metadata
 import os
 import re
@@ -51,6 +52,7 @@ def needed(names, extra=""):
     return found
 
 
+@functools.cache
 def sources():
     return {path: ast.parse(path.read_text()) for folder in FOLDERS.values() for path in folder.rglob("*.py")}
 
