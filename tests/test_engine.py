@@ -199,6 +199,7 @@ def test_two_clipped_levels_as_the_slow_tower(lower, upper):
 
 
 @pytest.mark.parametrize("names", TRIPLES, ids="-".join)
+@pytest.mark.slow
 def test_three_clipped_levels_as_the_slow_tower(names):
     per_tensor = {"lr": hs.learned(hs.per_tensor(0.1))}
     first, second, third = (RULES[name] for name in names)
@@ -234,6 +235,7 @@ def test_clipping_by_its_definition():
 
 @settings(max_examples=6, deadline=None, derandomize=True)
 @given(st.lists(st.lists(st.booleans(), min_size=4, max_size=4), min_size=4, max_size=8))
+@pytest.mark.slow
 def test_parameters_that_come_and_go_as_the_slow_tower(present):
     """A parameter without a gradient in a step stays, with its state and its clock, and adds no hypergradient."""
     grads = [[g if here else None for g, here in zip(gs, row, strict=True)]
@@ -414,6 +416,7 @@ def test_a_step_without_any_gradient_is_no_step(text):
         )
 
 
+@pytest.mark.slow
 def test_nothing_grows_with_the_steps():
     """Whatever gradients are missing, as in a mixture of experts or with layers dropped at random."""
     shapes = [(2,)] * 10
@@ -532,6 +535,7 @@ def in_blocks_of(size, monkeypatch, big, steps=4, contiguous=False):
 
 
 @pytest.mark.parametrize("size", [7, 64])
+@pytest.mark.slow
 def test_results_do_not_depend_on_the_size_of_blocks(size, monkeypatch):
     whole, most = in_blocks_of(1 << 20, monkeypatch, 200)
     assert most > 400

@@ -479,6 +479,7 @@ def test_saved_and_loaded_in_mid_run_equals_the_straight_run(text):
 
 
 @pytest.mark.parametrize("at", [0, 1, 5, 8])
+@pytest.mark.slow
 def test_saved_at_any_step(at):
     assert_same(*resumed(LEARNING, at))
 
@@ -495,6 +496,7 @@ def test_counts_of_what_was_not_finite_are_saved():
     st.lists(st.lists(st.booleans(), min_size=4, max_size=4), min_size=7, max_size=7),
     st.integers(0, 6),
 )
+@pytest.mark.slow
 def test_saved_with_gradients_that_come_and_go(text, present, at):
     def missing(t, gs):
         return [g if here else None for g, here in zip(gs, present[t], strict=True)]
@@ -788,6 +790,7 @@ def test_a_grad_scaler_skips_and_scales():
     assert_same(seen(other), seen(one))
 
 
+@pytest.mark.slow
 def test_a_compiled_model_trains_as_the_plain_one():
     plain, model = network(), network()
     compiled = torch.compile(model, backend="eager")

@@ -273,6 +273,7 @@ def test_a_row_is_what_the_optimizer_says_of_itself():
     assert (table["0.lr.grad"] < 0).any()
 
 
+@pytest.mark.slow
 def test_a_row_does_not_depend_on_the_block_that_it_travelled_in():
     """The last bit of a sigmoid is another where it is computed alone than among eight neighbours."""
     stack, steps = "Adam(log(0.01), beta1=logit(0.5), beta2=square(0.7)) / Adam(0.03)", 100

@@ -126,6 +126,7 @@ def test_a_set_number_of_threads_is_kept(tmp_path):
         ("RMSProp(centered)", 2, (15,)),
     ],
 )
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path, straight, stack, every, stops):
     path, changes = tmp_path / "run", {"stack": stack, "record_every": every}
     for i, step in enumerate(stops):
@@ -160,6 +161,7 @@ class Plug:
     ("step", "torn"),
     [(1, b""), (5, b"["), (BATCHES, b"[7, 0."), (BATCHES + 1, b"[99, 1.0, 2.0"), (3 * BATCHES, b"\0\0\0")],
 )
+@pytest.mark.slow
 def test_a_killed_run_goes_on_bit_for_bit(tmp_path, straight, step, torn):
     path = tmp_path / "run"
     with pytest.raises(Power):
