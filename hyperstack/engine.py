@@ -53,7 +53,7 @@ class Tower:
     """
 
     def __init__(self, stack: Stack, tensors: Sequence[Tensor], nonfinite: str = "skip") -> None:
-        self.stack, self.nonfinite = stack, nonfinite
+        self.stack = stack
         self.levels: list[Level] = []
         count, device = len(tensors), tensors[0].device if len(tensors) else torch.device("cpu")
         for rule, resolved in zip(stack, stack.resolve(), strict=True):

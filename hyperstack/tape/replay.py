@@ -14,8 +14,8 @@ from hyperstack.tape.program import Program, Slot
 Replay = Callable[..., tuple[Tensor, ...]]
 
 
-def compile_for_torch(program: Program, overloads: bool = False) -> Replay:
-    """The program as calls of torch's operations; with `overloads`, of those that torch.compile can read."""
+def compile_for_torch(program: Program) -> Replay:
+    """The program as calls of torch's operations."""
     scope: dict[str, Any] = {f"v{slot.number}": tensor for slot, tensor in program.constants.items()}
     last = {slot: i for i, node in enumerate(program.nodes) for slot in node.reads()}
     kept = {*program.inputs, *program.outputs, *program.constants}
@@ -30,7 +30,7 @@ def compile_for_torch(program: Program, overloads: bool = False) -> Replay:
             scope[place] = value
             return place
 
-        scope[f"f{i}"] = node.function if overloads else getattr(node.function, "_op", node.function)
+        scope[f"f{i}"] = getattr(node.function, "_op", node.function)
         arguments = [written(a, f"c{i}_{j}") for j, a in enumerate(node.args)]
         arguments += [f"{k}={written(v, f'c{i}_{k}')}" for k, v in node.kwargs.items()]
         lines.append(f"v{node.out.number} = f{i}({', '.join(arguments)})")
