@@ -10,6 +10,7 @@ The parameters themselves are never moved into the buffer: they stay where the u
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,66 +23,81 @@ from hyperstack.level import Level
 from hyperstack.numerics import Segments
 
 BLOCK = 1 << 17
-"""Elements of a block: 512 KiB in float32, a few of which share a core's cache."""
+"""Elements of a block on the CPU: 512 KiB in float32, a few of which share a core's cache."""
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """How a bucket is cut: a tensor of `alone` elements or more has blocks of its own, each of at most `longest`."""
+
+    alone: int
+    longest: int
+
+    @staticmethod
+    def best(device: torch.device, fused: bool) -> Blocks:
+        """Fused kernels need nothing but their inputs in cache; on a GPU, fewer and larger operations are faster."""
+        if fused:
+            return Blocks(BLOCK // 4, sys.maxsize)
+        return Blocks(BLOCK // 4, BLOCK) if device.type == "cpu" else Blocks(128 * BLOCK, 128 * BLOCK)
 
 
 @dataclass
 class Block:
-    """A range of a bucket's flat buffer, and where its elements come from.
-
-    `pieces` holds (tensor, first element, past-the-last element), the tensor by its place in the bucket; `whole`:
-    whether these are several tensors from their first to their last element.
-    """
+    """A range of a bucket's flat buffer: the bucket's tensors in the slice `tensors`, or a `piece` of a single one."""
 
     range: slice
-    pieces: list[tuple[int, int, int]]
+    tensors: slice
+    piece: slice | None
     segments: Segments
-    whole: bool
-
-    @property
-    def tensors(self) -> slice:
-        """Which of the bucket's tensors the block touches."""
-        return slice(self.pieces[0][0], self.pieces[-1][0] + 1)
 
     def gather(self, tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-        """The block's elements of `tensors`, flat: a view where they are one contiguous piece."""
-        if self.whole:
-            return torch._C._nn.flatten_dense_tensors(list(tensors[self.tensors])).to(dtype)
-        flats = [tensors[i].reshape(-1) for i, _, _ in self.pieces]
-        parts = [f if b - a == f.numel() else f[a:b] for f, (_, a, b) in zip(flats, self.pieces, strict=True)]
-        return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(dtype)
+        """The block's elements of `tensors`, flat: a view where it is a piece of a contiguous one."""
+        chosen = list(tensors[self.tensors])
+        flat = torch._C._nn.flatten_dense_tensors(chosen) if self.piece is None else chosen[0].reshape(-1)[self.piece]
+        return flat.to(dtype)
 
     def add(self, tensors: Sequence[Tensor], delta: Tensor) -> None:
         """Add the block's flat `delta` to its elements of `tensors`, in place."""
-        if self.whole:
-            whole = list(tensors[self.tensors])
-            torch._foreach_add_(whole, torch._C._nn.unflatten_dense_tensors(delta, whole))
-            return
-        targets = [tensors[i] if b - a == tensors[i].numel() else tensors[i].view(-1)[a:b] for i, a, b in self.pieces]
-        parts = delta.split(self.segments.sizes)
-        torch._foreach_add_(targets, [p.view(t.shape) for p, t in zip(parts, targets, strict=True)])
+        chosen = list(tensors[self.tensors])
+        if self.piece is None:
+            torch._foreach_add_(chosen, torch._C._nn.unflatten_dense_tensors(delta, chosen))
+        elif len(delta) == chosen[0].numel():
+            chosen[0].add_(delta.view(chosen[0].shape))
+        else:
+            chosen[0].view(-1)[self.piece].add_(delta)
 
 
-def cut(segments: Segments, splittable: Sequence[bool], device: torch.device) -> list[Block]:
-    """Blocks of about BLOCK elements over the buffer; a tensor is split only where `splittable` says so."""
-    ranges: list[list[tuple[int, int, int]]] = [[]]
-    room = BLOCK
-    for i, count in enumerate(segments.sizes):
-        done = 0
-        if not count:
-            ranges[-1].append((i, 0, 0))  # so that a block's tensors have no gaps
-        while done < count:
-            if room <= 0:
-                ranges, room = [*ranges, []], BLOCK
-            take = min(count - done, room) if splittable[i] else count
-            ranges[-1].append((i, done, done + take))
-            done, room = done + take, room - take
-    blocks, start = [], 0
-    for pieces in filter(None, ranges):
-        parts = Segments([(b - a,) for _, a, b in pieces], device)
-        whole = len(pieces) > 1 and all(b - a == segments.sizes[i] for i, a, b in pieces)
-        blocks.append(Block(slice(start, start + parts.total), pieces, parts, whole))
+def cut(segments: Segments, splittable: bool, how: Blocks) -> list[Block]:
+    """The blocks of a buffer: small tensors together, large ones alone, in equal pieces where they are `splittable`."""
+    blocks: list[Block] = []
+    members: list[int] = []
+    start = 0
+
+    def add(tensors: slice, lengths: list[int], piece: slice | None) -> None:
+        nonlocal start
+        parts = Segments([(n,) for n in lengths], segments.device)
+        blocks.append(Block(slice(start, start + parts.total), tensors, piece, parts))
         start += parts.total
+
+    def add_members() -> None:
+        if members:
+            first, last = members[0], members[-1]
+            sizes = segments.sizes[first : last + 1]
+            add(slice(first, last + 1), sizes, slice(0, sizes[0]) if first == last else None)
+            members.clear()
+
+    for i, count in enumerate(segments.sizes):
+        if count >= how.alone and segments.total > BLOCK:
+            add_members()
+            parts = -(-count // how.longest) if splittable else 1
+            for j in range(parts):
+                piece = slice(count * j // parts, count * (j + 1) // parts)
+                add(slice(i, i + 1), [piece.stop - piece.start], piece)
+        else:
+            if members and sum(segments.sizes[j] for j in members) + count > how.longest:
+                add_members()
+            members.append(i)
+    add_members()
     return blocks
 
 
@@ -96,15 +112,16 @@ class Bucket:
     `index`: which of the tower's tensors; `flats`: "state.NAME", the rule's state (*before* the last update while
     `pending`, else after it), "grad", the transformed gradient of that update, and "params", the parameters before
     it, where the rule reads them; `coefficients`: those of that update, one after another; `nothing`: a 0 for each
-    element of those that depend on anything learned; `transforms`: one state a transform;
-    `ahead`: of a small bucket, what could be computed of its next pull at its last push, a cache.
+    element of those that depend on anything learned; `transforms`: one state a transform; `fused`: whether fused
+    kernels work on it; `ahead`: of a small bucket, what could be computed of its next pull at its last push, a cache.
     """
 
-    def __init__(self, level: Level, index: list[int], tensors: Sequence[Tensor]) -> None:
-        self.level, self.index = level, index
+    def __init__(self, level: Level, index: list[int], tensors: Sequence[Tensor], fused: bool) -> None:
+        self.level, self.index, self.fused = level, index, fused
         device, dtype = tensors[0].device, compute_dtype(tensors[0].dtype)
         self.segments = Segments([tuple(t.shape) for t in tensors], device)
-        self.blocks = cut(self.segments, [t.is_contiguous() for t in tensors], device)
+        self.contiguous = tensors[0].is_contiguous()
+        self.blocks = cut(self.segments, self.contiguous, Blocks.best(device, fused))
         grad = torch.zeros(self.segments.total, dtype=dtype, device=device)
         self.flats: Tensors = {"grad": grad}
         self.flats.update({f"state.{name}": flat for name, flat in level.rule.init(grad).items()})
@@ -131,9 +148,10 @@ class Bucket:
         return self.flats["grad"].device
 
     def fits(self, tensors: Sequence[Tensor]) -> bool:
-        """Whether its buffers are where, and of the dtype that, its parameters among `tensors` want."""
+        """Whether its buffers are where, of the dtype that, and cut as its parameters among `tensors` want."""
         first = tensors[self.index[0]]
-        return first.device == self.device and compute_dtype(first.dtype) == self.dtype
+        alike = first.device == self.device and compute_dtype(first.dtype) == self.dtype
+        return alike and first.is_contiguous() == self.contiguous
 
     def pick(self, tensors: Sequence[Tensor | None]) -> list[Tensor] | None:
         """The bucket's own among the tower's `tensors`; None where they are None."""
@@ -151,23 +169,19 @@ class Bucket:
         for name in self.states:
             self.flats[name][block.range].copy_(outputs[name])
 
-    def gather(self, gradients: Sequence[Tensor] | None) -> list[Tensor]:
-        """The gradients of each block, flat, in the dtype of the buffers."""
-        return [block.gather(gradients, self.dtype) for block in self.blocks] if gradients else []
+    def record(self, block: Block, tensors: Sequence[Tensor], grads: Sequence[Tensor]) -> None:
+        """Record a block's new gradient, and the parameters where the rule reads them."""
+        self.flats["grad"][block.range].copy_(block.gather(grads, self.dtype))
+        if "params" in self.flats:
+            self.flats["params"][block.range].copy_(block.gather(tensors, self.dtype))
 
-    def record(self, tensors: Sequence[Tensor], gathered: Sequence[Tensor]) -> None:
-        """Record the new gradient, transformed, and the parameters where the rule reads them."""
-        for block, gradient in zip(self.blocks, gathered, strict=True):
-            if block.whole and len(self.blocks) == 1:
-                self.flats["grad"] = gradient  # it is a copy already
-            else:
-                self.flats["grad"][block.range].copy_(gradient)
-            if "params" in self.flats:
-                self.flats["params"][block.range].copy_(block.gather(tensors, self.dtype))
+    def transform(self) -> None:
+        """Apply the level's transforms to the recorded gradient."""
         for transform, state in zip(self.level.rule.clip, self.transforms, strict=True):
             gradient, after, _ = transform.apply(self.flats["grad"], state, self.segments)
             self.flats["grad"].copy_(gradient)
-            state.update(after)
+            for name, new in after.items():
+                state[name].copy_(new)
 
     def views(self, position: int, shape: torch.Size) -> Tensors:
         """The state of one parameter, as views of the flat buffers, under torch's names."""
@@ -178,7 +192,7 @@ class Bucket:
     def part(self, keep: list[int], tensors: Sequence[Tensor]) -> Bucket:
         """A new bucket with a copy of the parameters at places `keep`."""
         index = [self.index[i] for i in keep]
-        made = Bucket(self.level, index, [tensors[i] for i in index])
+        made = Bucket(self.level, index, [tensors[i] for i in index], self.fused)
         chosen = torch.tensor(keep, device=self.device)
         made.pending = self.pending
         coefficients = self.layout.unpack(self.coefficients)

@@ -37,22 +37,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperstack.buffers import Block, Bucket
+from hyperstack.buffers import BLOCK, Block, Bucket
 from hyperstack.climb import Climb, pullback
+from hyperstack.errors import RunError
 from hyperstack.layout import Tensors, section
 from hyperstack.level import Level
 from hyperstack.rule import Stack
-from hyperstack.tape import SplitTape, Tape
+from hyperstack.tape import SplitTape, Tapes
 
 
 class Tower:
     """A stack at work on a list of tensors: its hyperparameters, their states, and the record of the last step.
 
     `cells` is one flat tensor with everything of size one, or one a hyperparameter (see `climb`); `buckets` hold what
-    is as large as the parameters, and `steps` how many updates each bucket had.
+    is as large as the parameters, and `steps` how many updates each bucket had. `fused`: see `Tapes`.
     """
 
-    def __init__(self, stack: Stack, tensors: Sequence[Tensor], nonfinite: str = "skip") -> None:
+    def __init__(self, stack: Stack, tensors: Sequence[Tensor], nonfinite: str = "skip", fused: bool = False) -> None:
         self.stack = stack
         self.levels: list[Level] = []
         count, device = len(tensors), tensors[0].device if len(tensors) else torch.device("cpu")
@@ -63,15 +64,14 @@ class Tower:
         self.cells = self.climb.start()
         self.buckets: list[Bucket] = []
         self.steps = self.cells.new_zeros(0)
-        self._one = self.cells.new_ones(())
-        self._schedule = (1.0, self._one)
-        self._tapes: dict[tuple[Any, ...], Tape | SplitTape] = {}
-        self._kinds: list[tuple[bool, torch.device, torch.dtype]] = []
+        self._numbers: dict[float, Tensor] = {}
+        self._tapes = Tapes(fused)
+        self._kinds: list[tuple[Hashable, ...]] = []
 
     @property
     def measures(self) -> bool:
         """Whether anything above the primary level wants its hypergradient."""
-        return len(self.levels) > 1
+        return len(self.levels) > 1 and bool(self.levels[0].depends)
 
     @torch.no_grad()
     def step(self, tensors: Sequence[Tensor], grads: Sequence[Tensor | None], schedule: float | Tensor = 1.0) -> None:
@@ -83,56 +83,56 @@ class Tower:
         if all(g is None for g in grads):
             return
         self._arrange(tensors, grads)
-        gradients = [bucket.gather(bucket.pick(grads)) for bucket in self.buckets]
-        inputs = {"cells": self.cells, "steps": self.steps, "schedule": self._schedule_tensor(schedule)}
-        inputs["moving"] = torch.stack([self._one if found else self._one * 0 for found in gradients])
+        found = [bucket.pick(grads) for bucket in self.buckets]
+        inputs = {"cells": self.cells, "steps": self.steps, "schedule": self._number(schedule)}
+        inputs["moving"] = torch.stack([self._number(0.0 if g is None else 1.0) for g in found])
         for b, bucket in enumerate(self.buckets):
-            inputs[f"products.{b}"] = self._pull(bucket, gradients[b])
-        outputs = self._tape(("climb",), partial(self.climb, self.buckets))(inputs)
-        self.cells = outputs["cells"]
+            inputs[f"products.{b}"] = self._pull(bucket, found[b])
+        outputs = self._tapes.small(("climb",), partial(self.climb, self.buckets))(inputs)
+        # In place, as everything that outlives a step: a captured graph finds it where it was.
+        self.cells.copy_(outputs["cells"])
         self.steps.copy_(outputs["steps"])
         for b, bucket in enumerate(self.buckets):
-            if found := gradients[b]:
-                bucket.coefficients = outputs[f"coefficients.{b}"]
-                self._push(bucket, bucket.pick(tensors) or [], found)
+            if (gradients := found[b]) is not None:
+                bucket.coefficients.copy_(outputs[f"coefficients.{b}"])
+                self._push(bucket, bucket.pick(tensors) or [], gradients)
 
-    def _schedule_tensor(self, schedule: float | Tensor) -> Tensor:
-        """The schedule factor as a tensor, a new one only where it changed."""
-        if isinstance(schedule, Tensor):
-            return schedule.detach().to(self.cells).reshape(())
-        if schedule != self._schedule[0]:
-            self._schedule = (schedule, torch.full_like(self._schedule[1], schedule))
-        return self._schedule[1]
-
-    def _tape(self, key: tuple[Any, ...], function: Callable[[Tensors], Tensors]) -> Tape:
-        if key not in self._tapes:
-            self._tapes[key] = Tape(function)
-        tape = self._tapes[key]
-        assert isinstance(tape, Tape)
-        return tape
+    def _number(self, value: float | Tensor) -> Tensor:
+        """A number as a 0-dim tensor, made once for each value."""
+        if isinstance(value, Tensor):
+            return value.detach().to(self.cells).reshape(())
+        if value not in self._numbers:
+            if len(self._numbers) > 8:  # a schedule has a new one at every step
+                self._numbers.clear()
+            self._numbers[value] = torch.full((), value, dtype=self.cells.dtype, device=self.cells.device)
+        return self._numbers[value]
 
     def _arrange(self, tensors: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
         """Make every bucket one whose tensors lie on one device in one dtype, and all have a gradient, or none.
 
         Tensors may have been moved or converted since the last step: their state follows them.
         """
-        kinds = [(g is None, t.device, t.dtype) for t, g in zip(tensors, grads, strict=True)]
+        kinds = [_kind(t, g) for t, g in zip(tensors, grads, strict=True)]
         if kinds == self._kinds:
             return
+        self._refuse_reshaped(tensors)
         if tensors[0].device != self.cells.device:
             self._move_cells(tensors[0].device)
         arranged: list[Bucket] = []
         steps: list[Tensor] = []
         for bucket, step in zip(self.buckets, self.steps, strict=True):
-            parts = _grouped(range(len(bucket.index)), [kinds[i] for i in bucket.index].__getitem__)
+            parts = _grouped(range(len(bucket.index)), [kinds[i][:-1] for i in bucket.index].__getitem__)
             arranged += (
                 [bucket] if len(parts) == 1 and bucket.fits(tensors) else [bucket.part(p, tensors) for p in parts]
             )
             steps += [step] * (len(arranged) - len(steps))
         known = {i for bucket in arranged for i in bucket.index}
-        fresh = _grouped((i for i, g in enumerate(grads) if g is not None and i not in known), kinds.__getitem__)
-        arranged += [Bucket(self.levels[0], index, [tensors[i] for i in index]) for index in fresh]
-        steps += [self._one * 0] * len(fresh)
+        # Small tensors first, so that they lie together.
+        order = sorted(range(len(tensors)), key=lambda i: tensors[i].numel() >= BLOCK // 4)
+        wanted = (i for i in order if grads[i] is not None and i not in known)
+        fresh = _grouped(wanted, lambda i: kinds[i][:-1])
+        arranged += [Bucket(self.levels[0], index, [tensors[i] for i in index], self._tapes.fused) for index in fresh]
+        steps += [self._number(0.0)] * len(fresh)
         if arranged != self.buckets:
             self.buckets, self.steps = arranged, torch.stack(steps)
             self._tapes.clear()
@@ -140,20 +140,29 @@ class Tower:
                 bucket.ahead = None
         self._kinds = kinds
 
+    def _refuse_reshaped(self, tensors: Sequence[Tensor]) -> None:
+        for bucket in self.buckets:
+            for i, shape in zip(bucket.index, bucket.segments.shapes, strict=True):
+                if tensors[i].shape != shape:
+                    raise RunError(
+                        f"parameter {i} had the shape {list(shape)} and has {list(tensors[i].shape)} now",
+                        why="its state and the record of its last update are of the old shape",
+                        instead="make a new optimizer for the changed model",
+                    )
+
     def _move_cells(self, device: torch.device) -> None:
         """Hyperparameters live where the parameters do."""
         old = self.levels
         self.levels = [Level(level.rule, level.resolved, level.count, device) for level in old]
         self.climb = Climb(self.levels, self.climb.skips)
         self.cells, self.steps = (x.to(device, self.levels[0].dtype) for x in (self.cells, self.steps))
-        self._one = self.cells.new_ones(())
-        self._schedule = (1.0, self._one)
+        self._numbers.clear()
         for bucket in self.buckets:
             bucket.level = self.levels[0]
 
     # -- the parameters: pull and push -------------------------------------------------------------------------
 
-    def _pull(self, bucket: Bucket, cotangents: list[Tensor]) -> Tensor:
+    def _pull(self, bucket: Bucket, grads: list[Tensor] | None) -> Tensor:
         """The products of cotangents with the derivative of a bucket's last update by each coefficient in `depends`.
 
         Brings the bucket's state up to date; without cotangents (no gradient in this step) only that. A bucket that
@@ -162,61 +171,68 @@ class Tower:
         total = bucket.nothing
         if not bucket.pending:
             return total
-        for i, block in enumerate(bucket.blocks):
-            outputs, left = bucket.ahead or self._look_ahead(bucket, block)
-            if cotangents and self.levels[0].depends:
-                products = self._pull_tape(bucket, block).finish(left, cotangents[i])["products"]
-                total = products if total is bucket.nothing else total + products
-            bucket.write_state(block, outputs)  # last, because `left` refers to the state before
+        coefficients = bucket.layout.unpack(bucket.coefficients)
+        for block in bucket.blocks:
+            inputs = {**bucket.inputs(block), **coefficients}
+            cotangent = inputs["grad"] if grads is None else block.gather(grads, bucket.dtype)
+            if self._looks_ahead(bucket):
+                tape = self._split_tape(bucket, block)
+                outputs, left = bucket.ahead or tape.early(inputs, inputs["grad"])
+                products = tape.finish(left, cotangent)["products"]
+                bucket.write_state(block, outputs)  # last, because `left` refers to the state before
+            else:
+                function = partial(self._pull_block, bucket, block)
+                pull = self._tapes.large(("pull", *self._kind_of(bucket, block)), function, writes=bucket.states)
+                products = pull({**inputs, "cotangent": cotangent})["products"]
+            total = products if total is bucket.nothing else total + products
         bucket.pending, bucket.ahead = False, None
-        return total
+        return total if grads is not None else bucket.nothing
 
-    def _look_ahead(self, bucket: Bucket, block: Block) -> tuple[Tensors, tuple[Tensor, ...]]:
-        """What can be computed of a block's update and its derivative before the cotangent is known."""
-        inputs = {**bucket.inputs(block), **bucket.layout.unpack(bucket.coefficients)}
-        return self._pull_tape(bucket, block).early(inputs, inputs["grad"])
-
-    def _push(self, bucket: Bucket, tensors: list[Tensor], gathered: list[Tensor]) -> None:
+    def _push(self, bucket: Bucket, tensors: list[Tensor], grads: list[Tensor]) -> None:
         """Record a bucket's new gradient, and move its tensors by the rule.
 
-        A small bucket does with it what its next pull needs, a large one forgets what it would have to keep.
+        What else its next pull needs is found on the way, too; a small bucket keeps it, a large one computes it again.
         """
-        bucket.record(tensors, gathered)
-        if self.measures and len(bucket.blocks) == 1:
-            bucket.ahead = self._look_ahead(bucket, bucket.blocks[0])
-            bucket.blocks[0].add(tensors, bucket.ahead[0].pop("delta"))
-        else:
-            coefficients = bucket.layout.unpack(bucket.coefficients)
-            for block in bucket.blocks:
-                outputs = self._push_tape(bucket, block)({**bucket.inputs(block), **coefficients})
-                block.add(tensors, outputs["delta"])
-                if not self.measures:
-                    bucket.write_state(block, outputs)
+        for block in bucket.blocks:
+            bucket.record(block, tensors, grads)
+        bucket.transform()
+        coefficients = bucket.layout.unpack(bucket.coefficients)
+        for block in bucket.blocks:
+            inputs = {**bucket.inputs(block), **coefficients}
+            if self.measures and self._looks_ahead(bucket):
+                bucket.ahead = self._split_tape(bucket, block).early(inputs, inputs["grad"])
+                delta = bucket.ahead[0].pop("delta")
+            else:
+                function = partial(self._push_block, bucket, block)
+                states = () if self.measures else bucket.states
+                delta = self._tapes.large(("push", *self._kind_of(bucket, block)), function, states)(inputs)["delta"]
+            block.add(tensors, delta)
         bucket.pending = self.measures
 
-    def _pull_tape(self, bucket: Bucket, block: Block) -> SplitTape:
-        key = ("pull", *self._kind_of(bucket, block))
-        if key not in self._tapes:
-            self._tapes[key] = SplitTape(partial(self._pull_block, bucket, block), "cotangent")
-        tape = self._tapes[key]
-        assert isinstance(tape, SplitTape)
-        return tape
+    def _looks_ahead(self, bucket: Bucket) -> bool:
+        """Whether there is memory enough to keep what the next pull needs besides the record."""
+        return len(bucket.blocks) == 1 and bucket.device.type == "cpu" and not self._tapes.fused
 
-    def _push_tape(self, bucket: Bucket, block: Block) -> Tape:
-        return self._tape(("push", *self._kind_of(bucket, block)), partial(self._push_block, bucket, block))
+    def _split_tape(self, bucket: Bucket, block: Block) -> SplitTape:
+        return self._tapes.split(("pull", bucket.index[0]), partial(self._split_block, bucket, block), "cotangent")
 
     def _kind_of(self, bucket: Bucket, block: Block) -> tuple[Any, ...]:
         """Blocks of one length share a tape, unless they hold different tensors with numbers of their own."""
         place = (bucket.index[0], block.range.start) if any(self.levels[0].coefficient_dims.values()) else ()
         return (block.segments.total, bucket.dtype, bucket.device, *place)
 
-    def _pull_block(self, bucket: Bucket, block: Block, inputs: Tensors) -> Tensors:
+    def _split_block(self, bucket: Bucket, block: Block, inputs: Tensors) -> Tensors:
         leaves = {name: inputs[name].detach().requires_grad_() for name in self.levels[0].depends}
         with torch.enable_grad():
             delta, after = self._update_block(bucket, block, {**inputs, **leaves})
-            products = pullback([delta], list(leaves.values()), [inputs["cotangent"]]) if leaves else bucket.nothing
+            products = pullback([delta], list(leaves.values()), [inputs["cotangent"]])
         states = {f"state.{name}": x.detach() for name, x in after.items()}
         return {"delta": delta.detach(), "products": products, **states}
+
+    def _pull_block(self, bucket: Bucket, block: Block, inputs: Tensors) -> Tensors:
+        outputs = self._split_block(bucket, block, inputs)
+        del outputs["delta"]
+        return outputs
 
     def _push_block(self, bucket: Bucket, block: Block, inputs: Tensors) -> Tensors:
         delta, after = self._update_block(bucket, block, inputs)
@@ -271,11 +287,17 @@ class Tower:
         self.steps = saved["steps"].to(self.cells, copy=True)
         self.buckets = []
         for record in saved["buckets"]:
-            bucket = Bucket(self.levels[0], list(record["index"]), [tensors[i] for i in record["index"]])
+            index = list(record["index"])
+            bucket = Bucket(self.levels[0], index, [tensors[i] for i in index], self._tapes.fused)
             bucket.restore(record)
             self.buckets.append(bucket)
         self._tapes.clear()
         self._kinds = []
+
+
+def _kind(tensor: Tensor, grad: Tensor | None) -> tuple[Hashable, ...]:
+    """What tensors of one bucket have in common; and then the shape, which they need not."""
+    return (grad is None, tensor.device, tensor.dtype, tensor.is_contiguous(), tensor.shape)
 
 
 def _grouped(items: Iterable[int], key: Callable[[int], Hashable]) -> list[list[int]]:

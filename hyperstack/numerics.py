@@ -29,6 +29,7 @@ class Segments:
         self.shapes = tuple(tuple(shape) for shape in shapes)
         self.sizes = [torch.Size(shape).numel() for shape in self.shapes]
         self.total = sum(self.sizes)
+        self.device = torch.device(device)
         self._repeats = torch.tensor(self.sizes, dtype=torch.int64, device=device)
 
     def __len__(self) -> int:

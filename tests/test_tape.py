@@ -8,12 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hyperstack.errors import RunError
-from hyperstack.tape import SplitTape, Tape, host
+from hyperstack.tape import Tapes, host
 from hyperstack.tape.peephole import shorten
 from hyperstack.tape.record import record
 from hyperstack.tape.replay import compile_for_torch
+from hyperstack.tape.scratch import Scratch
 
 aten = torch.ops.aten
+
+
+def tape_of(function):
+    return Tapes().small((), function)
 
 
 def vectors(count, size=7, dtype=torch.float64):
@@ -32,7 +37,7 @@ def gradient(x):
 
 @pytest.mark.parametrize("size", [1, 7, 1000])
 def test_a_recorded_gradient_is_the_gradient(size):
-    tape = Tape(gradient)
+    tape = tape_of(gradient)
     for inputs in (vectors(3, size), {k: v * 1.7 for k, v in vectors(3, size).items()}):
         for _ in range(2):
             got, expected = tape(inputs), gradient(inputs)
@@ -66,7 +71,7 @@ def test_nothing_is_computed_twice_and_nothing_for_nothing():
 
 def test_inputs_and_constants_as_results():
     constant = torch.arange(3.0)
-    tape = Tape(lambda x: {"same": x["x0"], "constant": constant, "both": x["x0"], "sum": x["x0"] + x["x1"]})
+    tape = tape_of(lambda x: {"same": x["x0"], "constant": constant, "both": x["x0"], "sum": x["x0"] + x["x1"]})
     inputs = vectors(2, 3, torch.float32)
     for _ in range(2):
         got = tape(inputs)
@@ -78,7 +83,7 @@ def test_inputs_and_constants_as_results():
 
 def test_one_tensor_under_two_names():
     one, two = vectors(1)["x0"], vectors(2)["x1"]
-    tape = Tape(lambda x: {"y": x["a"] - x["b"]})
+    tape = tape_of(lambda x: {"y": x["a"] - x["b"]})
     assert torch.equal(tape({"a": one, "b": one})["y"], one - one)
     assert torch.equal(tape({"a": one, "b": two})["y"], one - two)
 
@@ -97,13 +102,13 @@ def test_what_cannot_be_repeated_is_refused(function):
     inputs = vectors(1)
     before = inputs["x0"].clone()
     with pytest.raises(RunError):
-        Tape(function)(inputs)
+        tape_of(function)(inputs)
     assert torch.equal(inputs["x0"], before)
 
 
 def test_early_and_late():
     """What does not need the late input is done before it, and what was left behind is enough for the rest."""
-    tape, inputs = SplitTape(gradient, "x2"), vectors(3)
+    tape, inputs = Tapes().split((), gradient, "x2"), vectors(3)
     late = inputs.pop("x2")
     early, left = tape.early(inputs, late)
     assert list(early) == ["y"]
@@ -160,7 +165,7 @@ def test_python_floats_do_as_torch_does(numbers, name):
     a, b = torch.tensor(numbers, dtype=torch.float64).split(3)
     program, _ = record(lambda t: {"y": FUNCTIONS[name](t["a"], t["b"])}, {"a": a, "b": b})
     program = shorten(program)
-    floats, torchs = host.compile_for_host(program), compile_for_torch(program)
+    floats, torchs = host.compile_for_host(program), compile_for_torch(program, Scratch())
     cancelled = 4e-16 * max(abs(v) for v in [1e-280, *numbers] if math.isfinite(v)) if name == "lerp" else 1e-300
     torch.testing.assert_close(floats(a, b)[0], torchs(a, b)[0], rtol=1e-14, atol=cancelled, equal_nan=True)
 
@@ -192,4 +197,4 @@ def test_moves_cost_nothing_on_floats():
 def test_what_floats_are_not_for_is_left_to_torch(function, inputs):
     program, _ = record(function, inputs)
     assert host.compile_for_host(shorten(program)) is None
-    assert torch.equal(Tape(function)(inputs)["y"], function(inputs)["y"])
+    assert torch.equal(tape_of(function)(inputs)["y"], function(inputs)["y"])

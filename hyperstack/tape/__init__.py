@@ -3,7 +3,8 @@
 Differentiating an update with autograd at every step builds a graph, walks it, and throws it away, which costs more
 than the arithmetic. But the operations are the same each time: a `Tape` runs the function once, its backward pass
 included, notes every operation that reaches the device, shortens the list (`peephole`), and from then on calls just
-what is left (`replay`).
+what is left: operation by operation (`replay`), on Python floats where it is about a few numbers (`host`), or as
+kernels of torch.compile's (`fused`).
 
 The function must be pure: a dict of tensors in, a dict of tensors out, nothing changed in place, no branch on
 a tensor's value (reading one raises). Tensors that it closes over are constants.
@@ -11,46 +12,111 @@ a tensor's value (reading one raises). Tensors that it closes over are constants
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hyperstack.layout import Tensors
+from hyperstack.tape.fused import compile_for_inductor
 from hyperstack.tape.host import compile_for_host
 from hyperstack.tape.peephole import shorten, split
+from hyperstack.tape.program import Program
 from hyperstack.tape.record import record
 from hyperstack.tape.replay import Replay, compile_for_torch
+from hyperstack.tape.scratch import Scratch
+
+
+class Tapes:
+    """Recorded functions by key. They share memory for what they compute on the way: see `Scratch`.
+
+    `fused`: whether large ones become kernels of torch.compile's, which takes seconds each.
+    """
+
+    def __init__(self, fused: bool = False) -> None:
+        self.fused = fused
+        self.scratch = Scratch()
+        self._kernels: dict[str, Replay] = {}
+        self._known: dict[tuple[Any, ...], Any] = {}
+
+    def small(self, key: tuple[Any, ...], function: Callable[[Tensors], Tensors]) -> Tape:
+        """A function of a handful of numbers."""
+        found: Tape = self._find(key, lambda: Tape(function, self._on_floats))
+        return found
+
+    def large(
+        self, key: tuple[Any, ...], function: Callable[[Tensors], Tensors], writes: Collection[str] = ()
+    ) -> Tape:
+        """A function of large tensors; of its results, those called `writes` replace the inputs of these names."""
+        compiler = self._into_kernels if self.fused else self._on_scratch
+        found: Tape = self._find(key, lambda: Tape(function, compiler, writes))
+        return found
+
+    def split(self, key: tuple[Any, ...], function: Callable[[Tensors], Tensors], late: str) -> SplitTape:
+        """A function one of whose inputs comes later."""
+        found: SplitTape = self._find(key, lambda: SplitTape(function, late, self.scratch))
+        return found
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._known.clear()
+
+    def _find(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+        if key not in self._known:
+            self._known[key] = make()
+        return self._known[key]
+
+    def _on_floats(self, program: Program) -> Replay:
+        program = shorten(program)
+        return compile_for_host(program) or compile_for_torch(program, self.scratch)
+
+    def _on_scratch(self, program: Program) -> Replay:
+        return compile_for_torch(shorten(program), self.scratch)
+
+    def _into_kernels(self, program: Program) -> Replay:
+        return compile_for_inductor(program, self._kernels)
 
 
 class Tape:
     """A pure function from tensors by name to tensors by name, recorded at its first call.
 
     Later calls must bring tensors of the same shapes, dtypes and devices under the same names, in the same order.
+    Results are valid until the next call. Those called `writes` replace the inputs of these names instead of
+    being returned.
     """
 
-    def __init__(self, function: Callable[[Tensors], Tensors]) -> None:
-        self.function = function
+    def __init__(
+        self,
+        function: Callable[[Tensors], Tensors],
+        compiler: Callable[[Program], Replay],
+        writes: Collection[str] = (),
+    ) -> None:
+        self.function, self.compiler, self.writes = function, compiler, writes
         self._names: list[str] = []
         self._replay: Replay | None = None
 
     def __call__(self, inputs: Tensors) -> Tensors:
         """The function's result, without autograd."""
         if self._replay is None:
-            program, self._names = record(self.function, inputs)
-            program = shorten(program)
-            self._replay = compile_for_host(program) or compile_for_torch(program)
+            program, names = record(self.function, inputs)
+            found = dict(zip(names, program.outputs, strict=True))
+            places = dict(zip(inputs, program.inputs, strict=True))
+            self._names = [name for name in names if name not in self.writes]
+            program.outputs = [found[name] for name in [*self._names, *self.writes]]
+            program.stores = [places[name] for name in self.writes]
+            self._replay = self.compiler(program)
         return dict(zip(self._names, self._replay(*inputs.values()), strict=True))
 
 
 class SplitTape:
     """A recorded function one of whose inputs, `late`, comes later than the others.
 
-    `early` does what can be done without it, `finish` the rest.
+    `early` does what can be done without it, `finish` the rest. What `early` returns is valid until its next call.
     """
 
-    def __init__(self, function: Callable[[Tensors], Tensors], late: str) -> None:
-        self.function, self.late = function, late
+    def __init__(self, function: Callable[[Tensors], Tensors], late: str, scratch: Scratch) -> None:
+        self.function, self.late, self.scratch = function, late, scratch
         self._early: Replay | None = None
 
     def early(self, inputs: Tensors, like: Tensor) -> tuple[Tensors, tuple[Tensor, ...]]:
@@ -73,4 +139,4 @@ class SplitTape:
         first, left, second = split(program, program.inputs[-1])
         early = first.outputs[: len(first.outputs) - len(left)]
         self._names = [n for n, s in named.items() if s in early], [n for n, s in named.items() if s not in early]
-        self._early, self._finish = compile_for_torch(first), compile_for_torch(second)
+        self._early, self._finish = (compile_for_torch(part, self.scratch) for part in (first, second))

@@ -16,9 +16,12 @@ aten = torch.ops.aten
 
 def shorten(program: Program) -> Program:
     """All passes, in order."""
-    for improve in (drop_repeated, move_scalars_out, use_dot, drop_repeated, drop_unused):
-        program = improve(program)
-    return program
+    return drop_unused(drop_repeated(use_dot(without_dot(program))))
+
+
+def without_dot(program: Program) -> Program:
+    """The passes that also help a compiler, which fuses products into their sums by itself."""
+    return drop_unused(drop_repeated(share_quotients(move_scalars_out(drop_repeated(program)))))
 
 
 def split(program: Program, late: Slot) -> tuple[Program, list[Slot], Program]:
@@ -81,6 +84,38 @@ def use_dot(program: Program) -> Program:
             node = Node(aten.dot.default, products[node.args[0]].args, {}, node.out)
         kept.append(node)
     return replace(program, nodes=kept)
+
+
+def share_quotients(program: Program) -> Program:
+    """`a ((b / c) / c)` is `(a / c) (b / c)`: one division less where both quotients are at hand.
+
+    The derivative of a quotient has this form.
+    """
+    quotients = {n.out: n.args for n in program.nodes if n.function is aten.div.Tensor and _vectors(program, n.args)}
+    kept = []
+    for node in program.nodes:
+        found = _double_quotient(program, node, quotients) if node.function is aten.mul.Tensor else None
+        if found:
+            other, (single, divisor) = found
+            if (other, divisor) in quotients.values():
+                quotient = program.add(program.spec(other))
+                kept.append(Node(aten.div.Tensor, (other, divisor), {}, quotient))
+                node = Node(aten.mul.Tensor, (quotient, single), {}, node.out)
+        kept.append(node)
+    return replace(program, nodes=kept)
+
+
+def _double_quotient(
+    program: Program, node: Node, quotients: dict[Slot, tuple[Any, ...]]
+) -> tuple[Slot, tuple[Any, ...]] | None:
+    """a and (b / c, c) of a node that is a ((b / c) / c)."""
+    if not _vectors(program, node.args):
+        return None
+    for a, b in (node.args, node.args[::-1]):
+        single, divisor = quotients.get(b, (None, None))
+        if single in quotients and quotients[single][1] == divisor:
+            return a, (single, divisor)
+    return None
 
 
 def _vectors(program: Program, args: tuple[Any, ...]) -> bool:
@@ -164,7 +199,14 @@ class _Mover:
         if not isinstance(b, Slot) or not _vectors(self.program, (a, b)):
             return False
         (base_a, factors_a), (base_b, factors_b) = self._parts(a), self._parts(b)
-        return not factors_b and self._combined(node, (base_a, base_b), factors_a)
+        return self._combined(node, (base_a, base_b), factors_a + [self._inverse(f) for f in factors_b])
+
+    def _inverse(self, factor: Any) -> Any:
+        if not isinstance(factor, Slot):
+            return 1 / factor if factor else math.inf
+        out = self.program.add(self.program.spec(factor))
+        self.kept.append(Node(aten.reciprocal.default, renamed((factor,), self.known), {}, out))
+        return out
 
     def _sum(self, node: Node) -> bool:
         if not _sums(self.program, node) or not self._parts(node.args[0])[1]:

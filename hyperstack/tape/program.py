@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -35,7 +35,8 @@ class Node:
 class Program:
     """Operations in order. `inputs` are the slots of the arguments, `outputs` of the results, `constants` tensors
     that the function closed over; `specs` holds a meta tensor for each slot, for its shape and dtype;
-    `on_cpu`: whether all of it happens in the memory of this process.
+    `on_cpu`: whether all of it happens in the memory of this process. The last results are not returned but
+    written to the inputs in `stores`, at the end.
     """
 
     nodes: list[Node]
@@ -44,10 +45,16 @@ class Program:
     constants: dict[Slot, Tensor]
     specs: list[Tensor]
     on_cpu: bool = False
+    stores: list[Slot] = field(default_factory=list)
 
     def spec(self, slot: Slot) -> Tensor:
         """Shape and dtype of a slot."""
         return self.specs[slot.number]
+
+    @property
+    def returned(self) -> list[Slot]:
+        """The slots of the results that are returned."""
+        return self.outputs[: len(self.outputs) - len(self.stores)]
 
     def add(self, spec: Tensor) -> Slot:
         """A new slot."""

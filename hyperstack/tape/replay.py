@@ -9,36 +9,63 @@ from typing import Any
 
 from torch import Tensor
 
-from hyperstack.tape.program import Program, Slot
+from hyperstack.tape.program import Node, Program, Slot
+from hyperstack.tape.scratch import Scratch, assign, out_variant
 
 Replay = Callable[..., tuple[Tensor, ...]]
 
 
-def compile_for_torch(program: Program) -> Replay:
-    """The program as calls of torch's operations."""
-    scope: dict[str, Any] = {f"v{slot.number}": tensor for slot, tensor in program.constants.items()}
+def compile_for_torch(program: Program, scratch: Scratch) -> Replay:
+    """The program as calls of torch's operations. Large results are overwritten by the next call."""
+    places = assign(program, scratch)
+    text = Text(program)
     last = {slot: i for i, node in enumerate(program.nodes) for slot in node.reads()}
-    kept = {*program.inputs, *program.outputs, *program.constants}
-    lines = []
+    kept = {*program.inputs, *program.outputs, *program.constants, *places}
     for i, node in enumerate(program.nodes):
-
-        def written(value: Any, place: str) -> str:
-            if isinstance(value, Slot):
-                return f"v{value.number}"
-            if isinstance(value, (list, tuple)) and any(isinstance(each, Slot) for each in value):
-                return "[" + ", ".join(written(each, f"{place}_{j}") for j, each in enumerate(value)) + "]"
-            scope[place] = value
-            return place
-
-        scope[f"f{i}"] = getattr(node.function, "_op", node.function)
-        arguments = [written(a, f"c{i}_{j}") for j, a in enumerate(node.args)]
-        arguments += [f"{k}={written(v, f'c{i}_{k}')}" for k, v in node.kwargs.items()]
-        lines.append(f"v{node.out.number} = f{i}({', '.join(arguments)})")
+        function = out_variant(node.function) if node.out in places else node.function
+        # The bare function of an operation's overload does without the overload's Python.
+        text.call(node, getattr(function, "_op", function), places.get(node.out))
         # Free what is not needed any more, so that its memory is taken again while it is still in cache.
         done = [slot for slot, at in last.items() if at == i and slot not in kept]
-        lines += [f"del {', '.join(f'v{slot.number}' for slot in done)}"] * bool(done)
-    results = [f"v{slot.number}" for slot in program.outputs]
-    return as_function([f"v{slot.number}" for slot in program.inputs], lines, results, scope)
+        text.lines += [f"del {', '.join(f'v{slot.number}' for slot in done)}"] * bool(done)
+    return text.compiled()
+
+
+class Text:
+    """The function being written: its lines, and what their names mean."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.lines: list[str] = []
+        self.scope: dict[str, Any] = {f"v{slot.number}": tensor for slot, tensor in program.constants.items()}
+
+    def call(self, node: Node, function: Any, place: Tensor | None = None) -> None:
+        """Add an operation, whose result goes to `place` if given."""
+        i = len(self.lines)
+        self.scope[f"f{i}"] = function
+        arguments = [self._written(a, f"c{i}_{j}") for j, a in enumerate(node.args)]
+        arguments += [f"{k}={self._written(v, f'c{i}_{k}')}" for k, v in node.kwargs.items()]
+        if place is None:
+            self.lines.append(f"v{node.out.number} = f{i}({', '.join(arguments)})")
+        else:
+            self.scope[f"v{node.out.number}"] = place
+            self.lines.append(f"f{i}({', '.join(arguments)}, out=v{node.out.number})")
+
+    def _written(self, value: Any, place: str) -> str:
+        if isinstance(value, Slot):
+            return f"v{value.number}"
+        if isinstance(value, (list, tuple)) and any(isinstance(each, Slot) for each in value):
+            return "[" + ", ".join(self._written(each, f"{place}_{j}") for j, each in enumerate(value)) + "]"
+        self.scope[place] = value
+        return place
+
+    def compiled(self) -> Replay:
+        """The function."""
+        returned = self.program.returned
+        stored = zip(self.program.stores, self.program.outputs[len(returned) :], strict=True)
+        lines = self.lines + [f"v{place.number}.copy_(v{value.number})" for place, value in stored]
+        arguments = [f"v{slot.number}" for slot in self.program.inputs]
+        return as_function(arguments, lines, [f"v{slot.number}" for slot in returned], self.scope)
 
 
 def as_function(arguments: list[str], lines: list[str], results: list[str], scope: dict[str, Any]) -> Replay:

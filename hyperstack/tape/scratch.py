@@ -1,0 +1,78 @@
+"""Memory for the intermediate results of a program, taken once.
+
+A vector of half a megabyte that is allocated anew comes from the kernel page by page, which costs more than to compute
+it. So each large result gets a register, a piece of memory that is used again as soon as nothing needs its content.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hyperstack.tape.program import Node, Program, Slot
+
+LARGE = 1 << 13
+"""Elements from which on a result gets a register."""
+
+
+class Scratch:
+    """Registers that programs share, each as long as the longest use of it."""
+
+    def __init__(self) -> None:
+        self._registers: dict[tuple[torch.dtype, int], Tensor] = {}
+
+    def view(self, dtype: torch.dtype, number: int, length: int) -> Tensor:
+        """The first `length` elements of a register."""
+        known = self._registers.get((dtype, number))
+        if known is None or len(known) < length:
+            known = self._registers[dtype, number] = torch.empty(length, dtype=dtype)
+        return known[:length]
+
+
+def assign(program: Program, scratch: Scratch) -> dict[Slot, Tensor]:
+    """Where each large vector of a program is to be written; results of the program get memory of their own."""
+    if not program.on_cpu:
+        return {}
+    last = {slot: i for i, node in enumerate(program.nodes) for slot in node.reads()}
+    shared = {slot for node in program.nodes if out_variant(node.function) is None for slot in node.reads()}
+    free: dict[tuple[torch.dtype, int], list[int]] = defaultdict(list)
+    counts: dict[torch.dtype, int] = defaultdict(int)
+    numbers: dict[Slot, int] = {}
+    places: dict[Slot, Tensor] = {}
+    for i, node in enumerate(program.nodes):
+        spec = program.spec(node.out)
+        if _fits(program, node) and node.out not in shared:
+            if node.out in program.returned:
+                places[node.out] = torch.empty(len(spec), dtype=spec.dtype)
+            else:
+                available = free[spec.dtype, len(spec)]
+                if not available:
+                    available.append(counts[spec.dtype])
+                    counts[spec.dtype] += 1
+                numbers[node.out] = available.pop()
+                places[node.out] = scratch.view(spec.dtype, numbers[node.out], len(spec))
+        for slot in {s for s in node.reads() if s in numbers and last[s] == i and s not in program.outputs}:
+            free[program.spec(slot).dtype, len(program.spec(slot))].append(numbers[slot])
+    return places
+
+
+def _fits(program: Program, node: Node) -> bool:
+    spec = program.spec(node.out)
+    return spec.dim() == 1 and len(spec) >= LARGE and out_variant(node.function) is not None
+
+
+@cache
+def out_variant(function: Any) -> Any:
+    """The variant of an operation that writes into a given tensor, or None."""
+    packet = getattr(function, "overloadpacket", None)
+    for name in packet.overloads() if packet else ():
+        variant = getattr(packet, name)
+        arguments = variant._schema.arguments
+        given = [(a.name, str(a.type)) for a in arguments if not a.is_out]
+        if len(arguments) - len(given) == 1 and given == [(a.name, str(a.type)) for a in function._schema.arguments]:
+            return variant
+    return None
