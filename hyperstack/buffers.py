@@ -22,23 +22,26 @@ from hyperstack.layout import Layout, Tensors
 from hyperstack.level import Level
 from hyperstack.numerics import Segments
 
-BLOCK = 1 << 17
-"""Elements of a block on the CPU: 512 KiB in float32, a few of which share a core's cache."""
+BLOCK = 1 << 18
+"""Elements of a block on the CPU: 1 MiB in float32, a dozen of which fit into the cache that its cores share."""
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """How a bucket is cut: a tensor of `alone` elements or more has blocks of its own, each of at most `longest`."""
+    """How a bucket is cut, if it is larger than `together`: a tensor of `alone` elements or more has blocks of its
+    own, each of at most `longest`; smaller ones share blocks of `together`.
+    """
 
+    together: int
     alone: int
     longest: int
 
     @staticmethod
     def best(device: torch.device, fused: bool) -> Blocks:
         """Fused kernels need nothing but their inputs in cache; on a GPU, fewer and larger operations are faster."""
-        if fused:
-            return Blocks(BLOCK // 4, sys.maxsize)
-        return Blocks(BLOCK // 4, BLOCK) if device.type == "cpu" else Blocks(128 * BLOCK, 128 * BLOCK)
+        if device.type == "cpu":
+            return Blocks(BLOCK, BLOCK // 8, sys.maxsize if fused else BLOCK)
+        return Blocks(64 * BLOCK, 64 * BLOCK, sys.maxsize if fused else 64 * BLOCK)
 
 
 @dataclass
@@ -50,11 +53,23 @@ class Block:
     piece: slice | None
     segments: Segments
 
-    def gather(self, tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    def gather(self, tensors: Sequence[Tensor]) -> Tensor:
         """The block's elements of `tensors`, flat: a view where it is a piece of a contiguous one."""
         chosen = list(tensors[self.tensors])
-        flat = torch._C._nn.flatten_dense_tensors(chosen) if self.piece is None else chosen[0].reshape(-1)[self.piece]
-        return flat.to(dtype)
+        if self.piece is None:
+            flat: Tensor = torch._C._nn.flatten_dense_tensors(chosen)
+            return flat
+        return chosen[0].reshape(-1)[self.piece]
+
+    def scatter(self, tensors: Sequence[Tensor], flat: Tensor) -> None:
+        """Write what `gather` returned back, in place, unless it is a view of the tensor already."""
+        chosen = list(tensors[self.tensors])
+        if self.piece is None:
+            torch._foreach_copy_(chosen, torch._C._nn.unflatten_dense_tensors(flat, chosen))
+        elif not chosen[0].is_contiguous():
+            chosen[0].copy_(flat.view(chosen[0].shape))
+        else:
+            torch.autograd.graph.increment_version(chosen[0])
 
     def add(self, tensors: Sequence[Tensor], delta: Tensor) -> None:
         """Add the block's flat `delta` to its elements of `tensors`, in place."""
@@ -87,14 +102,14 @@ def cut(segments: Segments, splittable: bool, how: Blocks) -> list[Block]:
             members.clear()
 
     for i, count in enumerate(segments.sizes):
-        if count >= how.alone and segments.total > BLOCK:
+        if count >= how.alone and segments.total > how.together:
             add_members()
             parts = -(-count // how.longest) if splittable else 1
             for j in range(parts):
                 piece = slice(count * j // parts, count * (j + 1) // parts)
                 add(slice(i, i + 1), [piece.stop - piece.start], piece)
         else:
-            if members and sum(segments.sizes[j] for j in members) + count > how.longest:
+            if members and sum(segments.sizes[j] for j in members) + count > how.together:
                 add_members()
             members.append(i)
     add_members()
@@ -112,8 +127,9 @@ class Bucket:
     `index`: which of the tower's tensors; `flats`: "state.NAME", the rule's state (*before* the last update while
     `pending`, else after it), "grad", the transformed gradient of that update, and "params", the parameters before
     it, where the rule reads them; `coefficients`: those of that update, one after another; `nothing`: a 0 for each
-    element of those that depend on anything learned; `transforms`: one state a transform; `fused`: whether fused
-    kernels work on it; `ahead`: of a small bucket, what could be computed of its next pull at its last push, a cache.
+    element of those that depend on anything learned; `transforms`: one state a transform; `parts`: the flat
+    buffers cut into `blocks`, as views; `fused`: whether fused kernels work on it; `ahead`: of a small bucket, what
+    could be computed of its next pull at its last push, a cache.
     """
 
     def __init__(self, level: Level, index: list[int], tensors: Sequence[Tensor], fused: bool) -> None:
@@ -125,9 +141,10 @@ class Bucket:
         grad = torch.zeros(self.segments.total, dtype=dtype, device=device)
         self.flats: Tensors = {"grad": grad}
         self.flats.update({f"state.{name}": flat for name, flat in level.rule.init(grad).items()})
-        self.states = [name for name in self.flats if name.startswith("state.")]
+        self.states = list(self.flats)[1:]
         if level.rule.reads_params:
             self.flats["params"] = torch.zeros_like(grad)
+        self.records = [name for name in self.flats if name not in self.states]
         self.transforms = [transform.init(self.segments, grad) for transform in level.rule.clip]
         shapes: dict[str, tuple[int, ...]] = {n: (len(index),) * d for n, d in level.coefficient_dims.items()}
         self.layout = Layout(shapes)
@@ -136,6 +153,7 @@ class Bucket:
         self.nothing = torch.zeros(depending.total, dtype=dtype, device=device)
         self.pending = False
         self.ahead: tuple[Tensors, tuple[Tensor, ...]] | None = None
+        self.parts = [{name: flat[block.range] for name, flat in self.flats.items()} for block in self.blocks]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -158,30 +176,30 @@ class Bucket:
         chosen = [tensors[i] for i in self.index]
         return None if chosen[0] is None else chosen  # type: ignore[return-value]
 
-    def inputs(self, block: Block) -> Tensors:
-        """What a block's update is a function of: its part of the flat buffers."""
-        if len(self.blocks) == 1:
-            return dict(self.flats)
-        return {name: flat[block.range] for name, flat in self.flats.items()}
+    def gather(self, grads: Sequence[Tensor]) -> list[Tensor]:
+        """The gradients of each block, flat, in their own dtype."""
+        return [block.gather(grads) for block in self.blocks]
 
-    def write_state(self, block: Block, outputs: Tensors) -> None:
-        """Take a block's new state from `outputs`."""
-        for name in self.states:
-            self.flats[name][block.range].copy_(outputs[name])
+    def record(self, grads: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
+        """Record the new gradient of each block, transformed, and the parameters where the rule reads them."""
+        for block, part, grad in zip(self.blocks, self.parts, grads, strict=True):
+            part["grad"].copy_(grad)
+            if "params" in part:
+                part["params"].copy_(block.gather(tensors))
+        if self.transforms:
+            self.flats["grad"].copy_(self._transform(self.flats["grad"]))
 
-    def record(self, block: Block, tensors: Sequence[Tensor], grads: Sequence[Tensor]) -> None:
-        """Record a block's new gradient, and the parameters where the rule reads them."""
-        self.flats["grad"][block.range].copy_(block.gather(grads, self.dtype))
-        if "params" in self.flats:
-            self.flats["params"][block.range].copy_(block.gather(tensors, self.dtype))
+    def transformed(self, grads: Sequence[Tensor]) -> list[Tensor]:
+        """The gradients of each block as the level's transforms make them."""
+        whole = self._transform(torch.cat(list(grads)).to(self.dtype))
+        return [whole[block.range] for block in self.blocks]
 
-    def transform(self) -> None:
-        """Apply the level's transforms to the recorded gradient."""
+    def _transform(self, gradient: Tensor) -> Tensor:
         for transform, state in zip(self.level.rule.clip, self.transforms, strict=True):
-            gradient, after, _ = transform.apply(self.flats["grad"], state, self.segments)
-            self.flats["grad"].copy_(gradient)
+            gradient, after, _ = transform.apply(gradient, state, self.segments)
             for name, new in after.items():
                 state[name].copy_(new)
+        return gradient
 
     def views(self, position: int, shape: torch.Size) -> Tensors:
         """The state of one parameter, as views of the flat buffers, under torch's names."""

@@ -21,9 +21,9 @@ hypergradient is 0.
 
 A step has three parts, each a pure function that a `Tape` records:
 
-    pull     block by block over the parameters: ∂L/∂θ -> its product with the derivative of U_0 by each coefficient
+    pull     over the parameters: ∂L/∂θ -> its product with the derivative of U_0 by each coefficient
     climb    scalars only: products -> hypergradients of all levels, then every level's update -> new coefficients
-    push     block by block: U_0 with the new coefficients
+    push     over the parameters: U_0 with the new coefficients
 
 Scalars are float64. Nothing waits for the device: there is no branch on a tensor's value.
 """
@@ -37,13 +37,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperstack.buffers import BLOCK, Block, Bucket
-from hyperstack.climb import Climb, pullback
+from hyperstack.buffers import BLOCK, Bucket
+from hyperstack.climb import Climb
 from hyperstack.errors import RunError
-from hyperstack.layout import Tensors, section
+from hyperstack.layout import Tensors
 from hyperstack.level import Level
+from hyperstack.primary import FusedPrimary, Primary
 from hyperstack.rule import Stack
-from hyperstack.tape import SplitTape, Tapes
+from hyperstack.tape import Tapes
 
 
 class Tower:
@@ -65,13 +66,13 @@ class Tower:
         self.buckets: list[Bucket] = []
         self.steps = self.cells.new_zeros(0)
         self._numbers: dict[float, Tensor] = {}
-        self._tapes = Tapes(fused)
+        self.tapes = Tapes(fused)
+        self.primary = self._primary()
         self._kinds: list[tuple[Hashable, ...]] = []
 
-    @property
-    def measures(self) -> bool:
-        """Whether anything above the primary level wants its hypergradient."""
-        return len(self.levels) > 1 and bool(self.levels[0].depends)
+    def _primary(self) -> Primary:
+        kind = FusedPrimary if self.tapes.fused else Primary
+        return kind(self.levels[0], self.tapes, measured=len(self.levels) > 1)
 
     @torch.no_grad()
     def step(self, tensors: Sequence[Tensor], grads: Sequence[Tensor | None], schedule: float | Tensor = 1.0) -> None:
@@ -84,18 +85,18 @@ class Tower:
             return
         self._arrange(tensors, grads)
         found = [bucket.pick(grads) for bucket in self.buckets]
+        gradients = [None if g is None else bucket.gather(g) for bucket, g in zip(self.buckets, found, strict=True)]
         inputs = {"cells": self.cells, "steps": self.steps, "schedule": self._number(schedule)}
         inputs["moving"] = torch.stack([self._number(0.0 if g is None else 1.0) for g in found])
         for b, bucket in enumerate(self.buckets):
-            inputs[f"products.{b}"] = self._pull(bucket, found[b])
-        outputs = self._tapes.small(("climb",), partial(self.climb, self.buckets))(inputs)
+            inputs[f"products.{b}"] = self.primary.pull(bucket, gradients[b])
+        outputs = self.tapes.small(("climb",), partial(self.climb, self.buckets))(inputs)
         # In place, as everything that outlives a step: a captured graph finds it where it was.
         self.cells.copy_(outputs["cells"])
         self.steps.copy_(outputs["steps"])
         for b, bucket in enumerate(self.buckets):
-            if (gradients := found[b]) is not None:
-                bucket.coefficients.copy_(outputs[f"coefficients.{b}"])
-                self._push(bucket, bucket.pick(tensors) or [], gradients)
+            if (flats := gradients[b]) is not None:
+                self.primary.push(bucket, bucket.pick(tensors) or [], flats, outputs[f"coefficients.{b}"])
 
     def _number(self, value: float | Tensor) -> Tensor:
         """A number as a 0-dim tensor, made once for each value."""
@@ -128,14 +129,14 @@ class Tower:
             steps += [step] * (len(arranged) - len(steps))
         known = {i for bucket in arranged for i in bucket.index}
         # Small tensors first, so that they lie together.
-        order = sorted(range(len(tensors)), key=lambda i: tensors[i].numel() >= BLOCK // 4)
+        order = sorted(range(len(tensors)), key=lambda i: tensors[i].numel() >= BLOCK // 8)
         wanted = (i for i in order if grads[i] is not None and i not in known)
         fresh = _grouped(wanted, lambda i: kinds[i][:-1])
-        arranged += [Bucket(self.levels[0], index, [tensors[i] for i in index], self._tapes.fused) for index in fresh]
+        arranged += [Bucket(self.levels[0], index, [tensors[i] for i in index], self.tapes.fused) for index in fresh]
         steps += [self._number(0.0)] * len(fresh)
         if arranged != self.buckets:
             self.buckets, self.steps = arranged, torch.stack(steps)
-            self._tapes.clear()
+            self.tapes.clear()
             for bucket in arranged:
                 bucket.ahead = None
         self._kinds = kinds
@@ -157,92 +158,9 @@ class Tower:
         self.climb = Climb(self.levels, self.climb.skips)
         self.cells, self.steps = (x.to(device, self.levels[0].dtype) for x in (self.cells, self.steps))
         self._numbers.clear()
+        self.primary = self._primary()
         for bucket in self.buckets:
             bucket.level = self.levels[0]
-
-    # -- the parameters: pull and push -------------------------------------------------------------------------
-
-    def _pull(self, bucket: Bucket, grads: list[Tensor] | None) -> Tensor:
-        """The products of cotangents with the derivative of a bucket's last update by each coefficient in `depends`.
-
-        Brings the bucket's state up to date; without cotangents (no gradient in this step) only that. A bucket that
-        was not updated in the last step adds nothing.
-        """
-        total = bucket.nothing
-        if not bucket.pending:
-            return total
-        coefficients = bucket.layout.unpack(bucket.coefficients)
-        for block in bucket.blocks:
-            inputs = {**bucket.inputs(block), **coefficients}
-            cotangent = inputs["grad"] if grads is None else block.gather(grads, bucket.dtype)
-            if self._looks_ahead(bucket):
-                tape = self._split_tape(bucket, block)
-                outputs, left = bucket.ahead or tape.early(inputs, inputs["grad"])
-                products = tape.finish(left, cotangent)["products"]
-                bucket.write_state(block, outputs)  # last, because `left` refers to the state before
-            else:
-                function = partial(self._pull_block, bucket, block)
-                pull = self._tapes.large(("pull", *self._kind_of(bucket, block)), function, writes=bucket.states)
-                products = pull({**inputs, "cotangent": cotangent})["products"]
-            total = products if total is bucket.nothing else total + products
-        bucket.pending, bucket.ahead = False, None
-        return total if grads is not None else bucket.nothing
-
-    def _push(self, bucket: Bucket, tensors: list[Tensor], grads: list[Tensor]) -> None:
-        """Record a bucket's new gradient, and move its tensors by the rule.
-
-        What else its next pull needs is found on the way, too; a small bucket keeps it, a large one computes it again.
-        """
-        for block in bucket.blocks:
-            bucket.record(block, tensors, grads)
-        bucket.transform()
-        coefficients = bucket.layout.unpack(bucket.coefficients)
-        for block in bucket.blocks:
-            inputs = {**bucket.inputs(block), **coefficients}
-            if self.measures and self._looks_ahead(bucket):
-                bucket.ahead = self._split_tape(bucket, block).early(inputs, inputs["grad"])
-                delta = bucket.ahead[0].pop("delta")
-            else:
-                function = partial(self._push_block, bucket, block)
-                states = () if self.measures else bucket.states
-                delta = self._tapes.large(("push", *self._kind_of(bucket, block)), function, states)(inputs)["delta"]
-            block.add(tensors, delta)
-        bucket.pending = self.measures
-
-    def _looks_ahead(self, bucket: Bucket) -> bool:
-        """Whether there is memory enough to keep what the next pull needs besides the record."""
-        return len(bucket.blocks) == 1 and bucket.device.type == "cpu" and not self._tapes.fused
-
-    def _split_tape(self, bucket: Bucket, block: Block) -> SplitTape:
-        return self._tapes.split(("pull", bucket.index[0]), partial(self._split_block, bucket, block), "cotangent")
-
-    def _kind_of(self, bucket: Bucket, block: Block) -> tuple[Any, ...]:
-        """Blocks of one length share a tape, unless they hold different tensors with numbers of their own."""
-        place = (bucket.index[0], block.range.start) if any(self.levels[0].coefficient_dims.values()) else ()
-        return (block.segments.total, bucket.dtype, bucket.device, *place)
-
-    def _split_block(self, bucket: Bucket, block: Block, inputs: Tensors) -> Tensors:
-        leaves = {name: inputs[name].detach().requires_grad_() for name in self.levels[0].depends}
-        with torch.enable_grad():
-            delta, after = self._update_block(bucket, block, {**inputs, **leaves})
-            products = pullback([delta], list(leaves.values()), [inputs["cotangent"]])
-        states = {f"state.{name}": x.detach() for name, x in after.items()}
-        return {"delta": delta.detach(), "products": products, **states}
-
-    def _pull_block(self, bucket: Bucket, block: Block, inputs: Tensors) -> Tensors:
-        outputs = self._split_block(bucket, block, inputs)
-        del outputs["delta"]
-        return outputs
-
-    def _push_block(self, bucket: Bucket, block: Block, inputs: Tensors) -> Tensors:
-        delta, after = self._update_block(bucket, block, inputs)
-        return {"delta": delta, **({} if self.measures else {f"state.{name}": x for name, x in after.items()})}
-
-    def _update_block(self, bucket: Bucket, block: Block, inputs: Tensors) -> tuple[Tensor, Tensors]:
-        coefficients = {name: inputs[name] for name in bucket.layout.shapes}
-        mine = {name: c[block.tensors] if c.dim() else c for name, c in coefficients.items()}
-        state, params = section(inputs, "state."), inputs.get("params")
-        return self.levels[0].update(inputs["grad"], state, mine, params, block.segments)
 
     # -- what people see ---------------------------------------------------------------------------------------
 
@@ -288,10 +206,10 @@ class Tower:
         self.buckets = []
         for record in saved["buckets"]:
             index = list(record["index"])
-            bucket = Bucket(self.levels[0], index, [tensors[i] for i in index], self._tapes.fused)
+            bucket = Bucket(self.levels[0], index, [tensors[i] for i in index], self.tapes.fused)
             bucket.restore(record)
             self.buckets.append(bucket)
-        self._tapes.clear()
+        self.tapes.clear()
         self._kinds = []
 
 

@@ -30,17 +30,18 @@ class Adam(Rule):
         return {**state, "max_exp_avg_sq": torch.zeros_like(like)} if self.amsgrad else state
 
     def coefficients(self, h, t):
-        step, root = h.lr / (1 - h.beta1**t), (1 - h.beta2**t).rsqrt()
+        step, root = -h.lr / (1 - h.beta1**t), (1 - h.beta2**t).rsqrt()
         decay = h.lr * h.weight_decay if self.decoupled_weight_decay else h.weight_decay
-        return {"step": step, "root": root, "beta1": h.beta1, "beta2": h.beta2, "eps": h.eps, "decay": decay}
+        betas = {"beta1": h.beta1, "beta2": h.beta2, "rest2": 1 - h.beta2}
+        return {"step": step, "root": root, "eps": h.eps, "decay": decay, **betas}
 
     def update(self, g, s, c, p):
         if self.reads_params and not self.decoupled_weight_decay:
             g = g + c.decay * p
         m = torch.lerp(g, s["exp_avg"], c.beta1)
-        v = largest = torch.addcmul(c.beta2 * s["exp_avg_sq"], g, (1 - c.beta2) * g)
+        v = largest = torch.addcmul(c.beta2 * s["exp_avg_sq"], g, c.rest2 * g)
         after = {"exp_avg": m, "exp_avg_sq": v}
         if self.amsgrad:
             largest = after["max_exp_avg_sq"] = torch.maximum(s["max_exp_avg_sq"], v)
-        delta = -c.step * (m / (safe_sqrt(largest) * c.root + c.eps))
+        delta = c.step * (m / (safe_sqrt(largest) * c.root + c.eps))
         return (delta - c.decay * p if self.reads_params and self.decoupled_weight_decay else delta), after

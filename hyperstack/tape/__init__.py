@@ -45,9 +45,7 @@ class Tapes:
         found: Tape = self._find(key, lambda: Tape(function, self._on_floats))
         return found
 
-    def large(
-        self, key: tuple[Any, ...], function: Callable[[Tensors], Tensors], writes: Collection[str] = ()
-    ) -> Tape:
+    def large(self, key: tuple[Any, ...], function: Callable[[Tensors], Tensors], writes: Collection[str] = ()) -> Tape:
         """A function of large tensors; of its results, those called `writes` replace the inputs of these names."""
         compiler = self._into_kernels if self.fused else self._on_scratch
         found: Tape = self._find(key, lambda: Tape(function, compiler, writes))

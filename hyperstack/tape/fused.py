@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from hyperstack.tape.peephole import without_dot
-from hyperstack.tape.program import Program
+from hyperstack.tape.peephole import with_stores, without_dot
+from hyperstack.tape.program import Node, Program, Slot
 from hyperstack.tape.replay import Replay, Text
 
 OPTIONS: dict[str, Any] = {
@@ -20,11 +21,28 @@ OPTIONS: dict[str, Any] = {
 
 def compile_for_inductor(program: Program, known: dict[str, Replay]) -> Replay:
     """The program compiled, for vectors of any length; `known` holds those that were compiled before, by their text."""
-    program = without_dot(program)
-    key = repr((program.nodes, program.inputs, program.outputs, program.stores))
+    program = with_stores(_without_copies(without_dot(program)))
+    key = repr((program.nodes, program.inputs, program.outputs))
     if program.constants or key not in known:
         text = Text(program)
         for node in program.nodes:
             text.call(node, node.function)
         known[key] = torch.compile(text.compiled(), dynamic=True, fullgraph=True, options=OPTIONS)
     return known[key]
+
+
+def _without_copies(program: Program) -> Program:
+    """The program with every input that it stores as it is computed, as the larger of it and itself.
+
+    torch.compile copies an input into another only after it has overwritten it: pytorch issue 198131.
+    """
+    program = replace(program, nodes=list(program.nodes))
+    count = len(program.outputs) - len(program.stores)
+
+    def computed(slot: Slot) -> Slot:
+        out = program.add(program.spec(slot))
+        program.nodes.append(Node(torch.ops.aten.maximum.default, (slot, slot), {}, out))
+        return out
+
+    stored = [computed(s) if s in program.inputs else s for s in program.outputs[count:]]
+    return replace(program, outputs=program.outputs[:count] + stored)

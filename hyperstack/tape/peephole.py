@@ -45,6 +45,24 @@ def split(program: Program, late: Slot) -> tuple[Program, list[Slot], Program]:
     return first, left, replace(program, nodes=after, inputs=[*left, late], outputs=ended)
 
 
+def with_stores(program: Program) -> Program:
+    """The program with its stores as operations, each as early as nothing needs the input's old value any more."""
+    count = len(program.outputs) - len(program.stores)
+    stores = dict(zip(program.stores, program.outputs[count:], strict=True))
+    ready = {node.out: i for i, node in enumerate(program.nodes)}
+    for i, node in enumerate(program.nodes):
+        ready.update({place: i for place in node.reads() if place in stores})
+    after: dict[int, list[Node]] = {}
+    # A store that takes another's old value comes before it.
+    for place, value in sorted(stores.items(), key=lambda store: store[1] not in stores):
+        at = max(ready.get(place, -1), ready.get(value, -1))
+        ready[value] = max(at, ready.get(value, -1))
+        done = Node(aten.copy_.default, (place, value), {}, program.add(program.spec(place)))
+        after.setdefault(at, []).append(done)
+    nodes = after.get(-1, []) + [n for i, node in enumerate(program.nodes) for n in (node, *after.get(i, []))]
+    return replace(program, nodes=nodes, outputs=program.outputs[:count], stores=[])
+
+
 def drop_repeated(program: Program) -> Program:
     """What is computed twice is computed once, and what changes nothing not at all."""
     same: dict[Slot, Slot] = {}
@@ -204,9 +222,7 @@ class _Mover:
     def _inverse(self, factor: Any) -> Any:
         if not isinstance(factor, Slot):
             return 1 / factor if factor else math.inf
-        out = self.program.add(self.program.spec(factor))
-        self.kept.append(Node(aten.reciprocal.default, renamed((factor,), self.known), {}, out))
-        return out
+        return self._keep(aten.reciprocal.default, self.known.get(factor, factor))
 
     def _sum(self, node: Node) -> bool:
         if not _sums(self.program, node) or not self._parts(node.args[0])[1]:
@@ -214,12 +230,22 @@ class _Mover:
         base, factors = self._parts(node.args[0])
         summed = self.program.add(self.program.spec(node.out))
         self.kept.append(Node(node.function, (base, *node.args[1:]), node.kwargs, summed))
-        for i, factor in enumerate(factors):
-            last = i == len(factors) - 1
-            out = node.out if last else self.program.add(self.program.spec(node.out))
-            self.kept.append(Node(aten.mul.Tensor, (summed, renamed(factor, self.known)), {}, out))
-            summed = out
+        self.known[node.out] = self._multiplied(summed, factors)
         return True
+
+    def _multiplied(self, slot: Slot, factors: list[Any]) -> Slot:
+        """A slot times some numbers."""
+        for factor in (f for f in factors if isinstance(f, Slot)):
+            slot = self._keep(aten.mul.Tensor, slot, renamed(factor, self.known))
+        constant = math.prod(f for f in factors if not isinstance(f, Slot))
+        if constant == -1:
+            return self._keep(aten.neg.default, slot)
+        return slot if constant == 1 else self._keep(aten.mul.Tensor, slot, constant)
+
+    def _keep(self, function: Any, like: Slot, *others: Any) -> Slot:
+        out = self.program.add(self.program.spec(like))
+        self.kept.append(Node(function, (like, *others), {}, out))
+        return out
 
     def _is_number(self, value: Any) -> bool:
         return isinstance(value, (int, float)) or (isinstance(value, Slot) and self.program.spec(value).dim() == 0)
@@ -250,14 +276,8 @@ class _Mover:
         """Compute a multiple of a vector after all."""
         if slot in self.factors and slot not in self.known:
             base, factors = self.factors[slot]
-            total: Any = math.prod(f for f in factors if not isinstance(f, Slot))
-            for factor in (f for f in factors if isinstance(f, Slot)):
-                if total == 1:
-                    total = factor
-                    continue
-                out = self.program.add(self.program.spec(factor))
-                self.kept.append(Node(aten.mul.Tensor, (factor, total), {}, out))
-                total = out
-            out = self.program.add(self.program.spec(slot))
-            self.kept.append(Node(aten.mul.Tensor, (base, total), {}, out))
-            self.known[slot] = out
+            # Numbers first, so that the vector is multiplied once.
+            slots = [f for f in factors if isinstance(f, Slot)]
+            plain = [f for f in factors if not isinstance(f, Slot)]
+            number = self._multiplied(slots[0], [*slots[1:], *plain]) if slots else math.prod(plain)
+            self.known[slot] = self._keep(aten.mul.Tensor, base, number)

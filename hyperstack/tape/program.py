@@ -51,11 +51,6 @@ class Program:
         """Shape and dtype of a slot."""
         return self.specs[slot.number]
 
-    @property
-    def returned(self) -> list[Slot]:
-        """The slots of the results that are returned."""
-        return self.outputs[: len(self.outputs) - len(self.stores)]
-
     def add(self, spec: Tensor) -> Slot:
         """A new slot."""
         self.specs.append(spec)

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from hyperstack.tape.peephole import with_stores
 from hyperstack.tape.program import Node, Program, Slot
 from hyperstack.tape.scratch import Scratch, assign, out_variant
 
@@ -17,6 +18,7 @@ Replay = Callable[..., tuple[Tensor, ...]]
 
 def compile_for_torch(program: Program, scratch: Scratch) -> Replay:
     """The program as calls of torch's operations. Large results are overwritten by the next call."""
+    program = with_stores(program)
     places = assign(program, scratch)
     text = Text(program)
     last = {slot: i for i, node in enumerate(program.nodes) for slot in node.reads()}
@@ -61,11 +63,10 @@ class Text:
 
     def compiled(self) -> Replay:
         """The function."""
-        returned = self.program.returned
-        stored = zip(self.program.stores, self.program.outputs[len(returned) :], strict=True)
-        lines = self.lines + [f"v{place.number}.copy_(v{value.number})" for place, value in stored]
-        arguments = [f"v{slot.number}" for slot in self.program.inputs]
-        return as_function(arguments, lines, [f"v{slot.number}" for slot in returned], self.scope)
+        arguments, returned = (
+            [f"v{slot.number}" for slot in slots] for slots in (self.program.inputs, self.program.outputs)
+        )
+        return as_function(arguments, self.lines, returned, self.scope)
 
 
 def as_function(arguments: list[str], lines: list[str], results: list[str], scope: dict[str, Any]) -> Replay:

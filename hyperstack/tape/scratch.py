@@ -46,7 +46,7 @@ def assign(program: Program, scratch: Scratch) -> dict[Slot, Tensor]:
     for i, node in enumerate(program.nodes):
         spec = program.spec(node.out)
         if _fits(program, node) and node.out not in shared:
-            if node.out in program.returned:
+            if node.out in program.outputs:
                 places[node.out] = torch.empty(len(spec), dtype=spec.dtype)
             else:
                 available = free[spec.dtype, len(spec)]
@@ -55,7 +55,7 @@ def assign(program: Program, scratch: Scratch) -> dict[Slot, Tensor]:
                     counts[spec.dtype] += 1
                 numbers[node.out] = available.pop()
                 places[node.out] = scratch.view(spec.dtype, numbers[node.out], len(spec))
-        for slot in {s for s in node.reads() if s in numbers and last[s] == i and s not in program.outputs}:
+        for slot in {s for s in node.reads() if s in numbers and last[s] == i}:
             free[program.spec(slot).dtype, len(program.spec(slot))].append(numbers[slot])
     return places
 

@@ -1,0 +1,178 @@
+"""The primary level at work on the parameters, bucket by bucket and block by block.
+
+    pull     cotangent ∂L/∂θ -> its product with the derivative of the last update by each coefficient, and the state
+             after that update
+    push     gradient and new coefficients -> the update, and its record
+
+A pull needs what its push has computed. A bucket of one block keeps that from push to pull (`SplitTape`). A larger one
+computes it again, which takes no memory beyond the record. `FusedPrimary` does each in one pass over memory, in kernels
+that torch.compile makes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from hyperstack.buffers import Block, Bucket
+from hyperstack.climb import pullback
+from hyperstack.layout import Tensors, section
+from hyperstack.level import Level
+from hyperstack.tape import SplitTape, Tape, Tapes
+
+
+class Primary:
+    """Pull and push of one level; `measures`: whether anything above asks for the derivative."""
+
+    def __init__(self, level: Level, tapes: Tapes, measured: bool) -> None:
+        self.level, self.tapes = level, tapes
+        self.measures = measured and bool(level.depends)
+
+    def pull(self, bucket: Bucket, grads: Sequence[Tensor] | None) -> Tensor:
+        """The products of cotangents with the derivative of a bucket's last update by each coefficient in `depends`.
+
+        Brings the bucket's state up to date; without cotangents (no gradient in this step) only that. A bucket that
+        was not updated in the last step adds nothing.
+        """
+        if not bucket.pending:
+            return bucket.nothing
+        coefficients = bucket.layout.unpack(bucket.coefficients)
+        total = bucket.nothing
+        for i, (block, part) in enumerate(zip(bucket.blocks, bucket.parts, strict=True)):
+            inputs = {**part, **coefficients}
+            cotangent = part["grad"] if grads is None else grads[i].to(bucket.dtype)
+            if _looks_ahead(bucket):
+                ahead = self._ahead(bucket, block)
+                outputs, left = bucket.ahead or ahead.early(inputs, cotangent)
+                products = ahead.finish(left, cotangent)["products"]
+                for name in bucket.states:  # last, because `left` refers to the state before
+                    part[name].copy_(outputs[name])
+            else:
+                tape = self._tape("pull", bucket, block, self._derivative, bucket.states)
+                products = tape({**inputs, "cotangent": cotangent})["products"]
+            total = total + products if i else products
+        bucket.pending, bucket.ahead = False, None
+        return total if grads is not None else bucket.nothing
+
+    def push(self, bucket: Bucket, tensors: list[Tensor], grads: Sequence[Tensor], coefficients: Tensor) -> None:
+        """Record a bucket's new gradient, flat for each block, and move its tensors by the rule."""
+        bucket.coefficients.copy_(coefficients)
+        bucket.record(grads, tensors)
+        numbers = bucket.layout.unpack(bucket.coefficients)
+        for block, part in zip(bucket.blocks, bucket.parts, strict=True):
+            inputs = {**part, **numbers}
+            if self.measures and _looks_ahead(bucket):
+                bucket.ahead = self._ahead(bucket, block).early(inputs, part["grad"])
+                delta = bucket.ahead[0].pop("delta")
+            else:
+                states = () if self.measures else bucket.states
+                delta = self._tape("push", bucket, block, self._moved, states)(inputs)["delta"]
+            block.add(tensors, delta)
+        bucket.pending = self.measures
+
+    def _ahead(self, bucket: Bucket, block: Block) -> SplitTape:
+        return self.tapes.split(("ahead", bucket.index[0]), partial(self._both, bucket, block), "cotangent")
+
+    def _tape(
+        self,
+        name: str,
+        bucket: Bucket,
+        block: Block,
+        function: Callable[[Bucket, Block, Tensors], Tensors],
+        writes: Collection[str],
+    ) -> Tape:
+        """Blocks of one length share a tape, unless they hold different tensors with numbers of their own."""
+        place = (bucket.index[0], block.range.start) if any(self.level.coefficient_dims.values()) else ()
+        key = (name, block.segments.total, bucket.dtype, bucket.device, *place)
+        return self.tapes.large(key, partial(function, bucket, block), writes)
+
+    # -- what the tapes record ---------------------------------------------------------------------------------
+
+    def _both(self, bucket: Bucket, block: Block, inputs: Tensors) -> Tensors:
+        """The update and its derivative."""
+        leaves = {name: inputs[name].detach().requires_grad_() for name in self.level.depends}
+        with torch.enable_grad():
+            delta, after = self._update(bucket, block, {**inputs, **leaves})
+            products = pullback([delta], list(leaves.values()), [inputs["cotangent"]])
+        return {"delta": delta.detach(), "products": products, **_states(after)}
+
+    def _derivative(self, bucket: Bucket, block: Block, inputs: Tensors) -> Tensors:
+        return {name: x for name, x in self._both(bucket, block, inputs).items() if name != "delta"}
+
+    def _moved(self, bucket: Bucket, block: Block, inputs: Tensors) -> Tensors:
+        delta, after = self._update(bucket, block, inputs)
+        return {"delta": delta, **({} if self.measures else _states(after))}
+
+    def _update(self, bucket: Bucket, block: Block, inputs: Tensors) -> tuple[Tensor, Tensors]:
+        coefficients = {name: inputs[name] for name in bucket.layout.shapes}
+        mine = {name: c[block.tensors] if c.dim() else c for name, c in coefficients.items()}
+        state, params = section(inputs, "state."), inputs.get("params")
+        return self.level.update(inputs["grad"], state, mine, params, block.segments)
+
+
+class FusedPrimary(Primary):
+    """The same with a kernel a block for pull, which only reads, and one for push, which writes everything.
+
+    So the state stays the one before the last update until the next push, which brings it up to date on its way.
+    """
+
+    def pull(self, bucket: Bucket, grads: Sequence[Tensor] | None) -> Tensor:
+        """As `Primary.pull`, but that the state is left to the push."""
+        if not bucket.pending:
+            return bucket.nothing
+        coefficients = bucket.layout.unpack(bucket.coefficients)
+        if grads is None:
+            for block, part in zip(bucket.blocks, bucket.parts, strict=True):
+                self._tape("settle", bucket, block, self._settled, bucket.states)({**part, **coefficients})
+            bucket.pending = False
+            return bucket.nothing
+        found = [
+            self._tape("pull", bucket, block, self._products, ())({**part, **coefficients, "cotangent": grad})
+            for block, part, grad in zip(bucket.blocks, bucket.parts, grads, strict=True)
+        ]
+        return torch.stack([outputs["products"] for outputs in found]).sum(0)
+
+    def push(self, bucket: Bucket, tensors: list[Tensor], grads: Sequence[Tensor], coefficients: Tensor) -> None:
+        """As `Primary.push`."""
+        if bucket.transforms:  # which need the whole gradient at once
+            grads = bucket.transformed(grads)
+        before = {f"before.{name}": c for name, c in bucket.layout.unpack(bucket.coefficients).items()}
+        inputs = {**bucket.layout.unpack(coefficients), **(before if bucket.pending else {})}
+        writes = ["target", *bucket.flats] if bucket.pending or not self.measures else ["target", *bucket.records]
+        for block, part, grad in zip(bucket.blocks, bucket.parts, grads, strict=True):
+            target = block.gather(tensors)
+            name = "push again" if bucket.pending else "push"
+            self._tape(name, bucket, block, self._pushed, writes)(
+                {**part, **inputs, "gradient": grad, "target": target}
+            )
+            block.scatter(tensors, target)
+        bucket.coefficients.copy_(coefficients)
+        bucket.pending = self.measures
+
+    def _products(self, bucket: Bucket, block: Block, inputs: Tensors) -> Tensors:
+        inputs = {**inputs, "cotangent": inputs["cotangent"].to(bucket.dtype)}
+        return {"products": self._both(bucket, block, inputs)["products"]}
+
+    def _settled(self, bucket: Bucket, block: Block, inputs: Tensors) -> Tensors:
+        return _states(self._update(bucket, block, inputs)[1])
+
+    def _pushed(self, bucket: Bucket, block: Block, inputs: Tensors) -> Tensors:
+        before = section(inputs, "before.")
+        state = self._settled(bucket, block, {**inputs, **before}) if before else {}
+        record = {"grad": inputs["gradient"].to(bucket.dtype), "params": inputs["target"].to(bucket.dtype)}
+        record = {name: record[name] for name in bucket.records}
+        delta, after = self._update(bucket, block, {**inputs, **state, **record})
+        states = state if self.measures else _states(after)
+        return {"target": inputs["target"] + delta, **record, **states}
+
+
+def _looks_ahead(bucket: Bucket) -> bool:
+    """Whether keeping what the next pull needs is cheap: on a GPU, launches and memory are what costs."""
+    return len(bucket.blocks) == 1 and bucket.device.type == "cpu"
+
+
+def _states(after: Tensors) -> Tensors:
+    return {f"state.{name}": x.detach() for name, x in after.items()}
