@@ -117,56 +117,58 @@ class FusedPrimary(Primary):
     """The same with a kernel a block for pull, which only reads, and one for push, which writes everything.
 
     So the state stays the one before the last update until the next push, which brings it up to date on its way.
+    Coefficients travel as one tensor: each argument of a kernel costs time.
     """
 
     def pull(self, bucket: Bucket, grads: Sequence[Tensor] | None) -> Tensor:
         """As `Primary.pull`, but that the state is left to the push."""
         if not bucket.pending:
             return bucket.nothing
-        coefficients = bucket.layout.unpack(bucket.coefficients)
+        known = {"coefficients": bucket.coefficients}
         if grads is None:
             for block, part in zip(bucket.blocks, bucket.parts, strict=True):
-                self._tape("settle", bucket, block, self._settled, bucket.states)({**part, **coefficients})
+                self._tape("settle", bucket, block, self._settled, bucket.states)({**part, **known})
             bucket.pending = False
             return bucket.nothing
         found = [
-            self._tape("pull", bucket, block, self._products, ())({**part, **coefficients, "cotangent": grad})
+            self._tape("pull", bucket, block, self._products, ())({**part, **known, "cotangent": grad})["products"]
             for block, part, grad in zip(bucket.blocks, bucket.parts, grads, strict=True)
         ]
-        return torch.stack([outputs["products"] for outputs in found]).sum(0)
+        return torch.stack(found).sum(0) if len(found) > 1 else found[0]
 
     def push(self, bucket: Bucket, tensors: list[Tensor], grads: Sequence[Tensor], coefficients: Tensor) -> None:
         """As `Primary.push`."""
         if bucket.transforms:  # which need the whole gradient at once
             grads = bucket.transformed(grads)
-        before = {f"before.{name}": c for name, c in bucket.layout.unpack(bucket.coefficients).items()}
-        inputs = {**bucket.layout.unpack(coefficients), **(before if bucket.pending else {})}
-        writes = ["target", *bucket.flats] if bucket.pending or not self.measures else ["target", *bucket.records]
+        known, writes = {"coefficients": coefficients}, ["target", *bucket.records]
+        if bucket.pending:
+            known["before"] = bucket.coefficients
+        if bucket.pending or not self.measures:
+            writes += bucket.states
+        name = "push again" if bucket.pending else "push"
         for block, part, grad in zip(bucket.blocks, bucket.parts, grads, strict=True):
-            target = block.gather(tensors)
-            name = "push again" if bucket.pending else "push"
-            self._tape(name, bucket, block, self._pushed, writes)(
-                {**part, **inputs, "gradient": grad, "target": target}
-            )
-            block.scatter(tensors, target)
+            inputs = {**part, **known, "gradient": grad, "target": block.gather(tensors)}
+            self._tape(name, bucket, block, self._pushed, writes)(inputs)
+            block.scatter(tensors, inputs["target"])
         bucket.coefficients.copy_(coefficients)
         bucket.pending = self.measures
 
     def _products(self, bucket: Bucket, block: Block, inputs: Tensors) -> Tensors:
-        inputs = {**inputs, "cotangent": inputs["cotangent"].to(bucket.dtype)}
-        return {"products": self._both(bucket, block, inputs)["products"]}
+        numbers = bucket.layout.unpack(inputs["coefficients"])
+        found = self._both(bucket, block, {**inputs, **numbers, "cotangent": inputs["cotangent"].to(bucket.dtype)})
+        return {"products": found["products"]}
 
     def _settled(self, bucket: Bucket, block: Block, inputs: Tensors) -> Tensors:
-        return _states(self._update(bucket, block, inputs)[1])
+        numbers = bucket.layout.unpack(inputs["coefficients"])
+        return _states(self._update(bucket, block, {**inputs, **numbers})[1])
 
     def _pushed(self, bucket: Bucket, block: Block, inputs: Tensors) -> Tensors:
-        before = section(inputs, "before.")
-        state = self._settled(bucket, block, {**inputs, **before}) if before else {}
+        before, numbers = inputs.get("before"), bucket.layout.unpack(inputs["coefficients"])
+        state = {} if before is None else self._settled(bucket, block, {**inputs, "coefficients": before})
         record = {"grad": inputs["gradient"].to(bucket.dtype), "params": inputs["target"].to(bucket.dtype)}
         record = {name: record[name] for name in bucket.records}
-        delta, after = self._update(bucket, block, {**inputs, **state, **record})
-        states = state if self.measures else _states(after)
-        return {"target": inputs["target"] + delta, **record, **states}
+        delta, after = self._update(bucket, block, {**inputs, **numbers, **state, **record})
+        return {"target": inputs["target"] + delta, **record, **(state if self.measures else _states(after))}
 
 
 def _looks_ahead(bucket: Bucket) -> bool:
