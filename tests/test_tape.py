@@ -137,7 +137,7 @@ FUNCTIONS = {
     "reciprocal": lambda a, b: a.reciprocal() + b,
     "abs": lambda a, b: a.abs() - (1 - b),
     "masked_fill": lambda a, b: a.masked_fill(b > 0, 2) - b,
-    "sum": lambda a, b: torch.stack([a, b]).sum(0) * torch.stack([a, -b, b]).sum(dim=(-1,), keepdim=True)[:1, 0],
+    "sum": lambda a, b: torch.stack([a, b]).sum(0) - torch.stack([-a, b]).sum(0, keepdim=True)[0],
 }
 
 

@@ -22,6 +22,7 @@ class AdaBound(Adam):
     amsgrad = property(lambda level: level.amsbound)
     v0 = 0.0
     source = "Luo et al. 2019, Algorithm 2, and its authors' code"
+    upper_ratio = 0.01
 
     def rates(self, h, t):
         r = h.final_ratio * h.lr

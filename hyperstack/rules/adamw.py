@@ -14,3 +14,4 @@ class AdamW(Adam):
     weight_decay = Hyperparameter(0.01, NON_NEGATIVE, doc="λ: decoupled weight decay")
     decoupled_weight_decay = True
     source = "torch.optim.AdamW; Loshchilov and Hutter 2019, Algorithm 2"
+    upper_ratio = 0.01

@@ -11,3 +11,4 @@ class AMSGrad(Adam):
 
     amsgrad = True
     source = "torch.optim.Adam; Reddi et al. 2018, Algorithm 2"
+    upper_ratio = 0.01

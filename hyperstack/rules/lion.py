@@ -18,6 +18,7 @@ class Lion(Rule):
     beta2 = Hyperparameter(0.99, UNIT, learnable=False, doc="β2: decay of m; hypergradient 0")
     weight_decay = Hyperparameter(0.0, NON_NEGATIVE, doc="λ: decoupled weight decay")
     source = "Chen et al. 2023, Algorithm 2"
+    upper_ratio = 0.01
 
     def init(self, like):
         return {"exp_avg": torch.zeros_like(like)}

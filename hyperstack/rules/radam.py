@@ -17,6 +17,7 @@ class RAdam(Adam):
     beta2 = Hyperparameter(0.999, Interval(2 / 3, 1.0, True, True), "logit", doc="β2: decay of the mean of its square")
     amsgrad, v0 = False, 0.0
     source = "torch.optim.RAdam; Liu et al. 2020, Algorithm 2"
+    upper_ratio = 0.01
 
     def rates(self, h, t):
         step, correction, longest = h.lr / (1 - h.beta1**t), 1 - h.beta2**t, 2 / (1 - h.beta2) - 1

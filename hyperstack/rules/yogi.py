@@ -10,9 +10,8 @@ from hyperstack.rule import Option, Rule
 class Yogi(Rule):
     """m <- β1 m + (1-β1) g;  v <- v - (1-β2) sign(v - g²) g²;  p <- p - lr m / (sqrt(v) + ε).
 
-    v moves by at most (1-β2) g² a step, where Adam's may fall by (1-β2) v. As in the paper there is no bias correction;
-    most implementations have Adam's, on m and on v: `bias_correction`. v starts at 1e-6 (`v0`), as it does there; the
-    paper's listing starts it at 0. `weight_decay` λ adds λp to g.
+    v moves by at most (1-β2) g² a step, where Adam's may fall by (1-β2) v. `weight_decay` λ adds λp to g. There is no
+    bias correction in the paper; most implementations have Adam's, `bias_correction`, and start v at 1e-6, not at 0.
     """
 
     lr = Hyperparameter(1e-2, NON_NEGATIVE, doc="learning rate")
@@ -23,6 +22,7 @@ class Yogi(Rule):
     bias_correction = Option(False, "divide m by 1-β1^t and v by 1-β2^t, as Adam does")
     v0 = Option(1e-6, "where v starts")
     source = "Zaheer et al. 2018, Algorithm 2"
+    upper_ratio = 1e-4
 
     def init(self, like):
         return {"exp_avg": torch.zeros_like(like), "exp_avg_sq": torch.full_like(like, self.v0)}
