@@ -206,7 +206,7 @@ def test_hypergradients_chain_through_three_levels(rule):
 @by_rule
 def test_hypergradients_of_one_number_a_tensor(rule):
     upper = asked(rule, hs.per_tensor, lr=hs.learned(hs.per_tensor(0.02)))
-    check_hypergradients(asked(rule, hs.per_tensor) / upper / hs.SGD(1e-3), 10, AT, 0.7)
+    check_hypergradients(asked(rule, hs.per_tensor) / upper / hs.SGD(1e-3), 10, AT[1:], 0.7)
 
 
 @pytest.mark.parametrize("bijection", [hs.lin, hs.log, hs.square, hs.logit])

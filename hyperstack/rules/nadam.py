@@ -32,7 +32,7 @@ class NAdam(Adam):
         y = math.log(0.96) / 2 * h.momentum_decay.clamp_min(1e-15)
         k, w = torch.tensor(TERMS, dtype=t.dtype, device=t.device).view(-1, 2, *[1] * (t * y).dim()).unbind(1)
         end, one = torch.tanh(t * y * k), torch.tanh(y * k)
-        product = h.beta1**t * (w * (end * (1 + one) / ((1 - end) * one))).sum(0).exp()
+        product = h.beta1**t * (w * (1 + one) / one * (end / (1 - end))).sum(0).exp()
         fresh, kept = h.lr * (1 - mu) / (1 - product), h.lr * ahead / (1 - product * ahead)
         return {"fresh": fresh, "kept": kept, "root": (1 - h.beta2**t).rsqrt()}
 
