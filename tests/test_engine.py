@@ -200,12 +200,18 @@ def follow(stack, steps=7, nonfinite="skip", schedule=lambda t: 1.0, grads=None,
     return tower
 
 
+def calm(name, *above):
+    """What to fix under a level that goes by signs alone, also where a hypergradient is 0 but for rounding.
+
+    That is what Adam's betas have at first.
+    """
+    declared = RULES[name].hyperparameters if "Lion" in above else {}
+    return {k: hs.fixed(interior(h)) for k, h in declared.items() if h.bijection == "logit"}
+
+
 @by_pair
 def test_two_clipped_levels_as_the_slow_tower(lower, upper):
-    rule, calm = RULES[lower], {}
-    if upper == "Lion":  # goes by signs alone, also where a hypergradient is 0 but for rounding: Adam's betas, at first
-        calm = {k: hs.fixed(interior(h)) for k, h in rule.hyperparameters.items() if h.bijection == "logit"}
-    stack = asked(rule, clip=True, **calm) / asked(RULES[upper], lr=hs.learned(0.01), clip=True)
+    stack = asked(RULES[lower], clip=True, **calm(lower, upper)) / asked(RULES[upper], lr=hs.learned(0.01), clip=True)
     follow(stack, schedule=lambda t: 1.0 if t < 2 else 0.5)
 
 
@@ -214,8 +220,9 @@ def test_two_clipped_levels_as_the_slow_tower(lower, upper):
 def test_three_clipped_levels_as_the_slow_tower(names):
     per_tensor = {"lr": hs.learned(hs.per_tensor(0.1))}
     first, second, third = (RULES[name] for name in names)
-    levels = asked(first, clip=True, **per_tensor), asked(second, lr=hs.learned(0.01), clip=True)
-    follow(levels[0] / levels[1] / asked(third, lr=hs.learned(1e-3), clip=True))
+    calmed = calm(names[0], *names[1:]), calm(names[1], names[2])
+    lower, upper = asked(first, clip=True, **per_tensor, **calmed[0]), {"lr": hs.learned(0.01), **calmed[1]}
+    follow(lower / asked(second, clip=True, **upper) / asked(third, lr=hs.learned(1e-3), clip=True))
 
 
 def test_four_levels_and_both_ways_to_count_as_the_slow_tower():
