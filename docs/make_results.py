@@ -1,7 +1,7 @@
 """Measure the tables of README.md and docs/, and write them where they stand.
 
     python docs/make_results.py              every table, from MNIST runs: about half an hour on two cores
-    python docs/make_results.py start        only the tables named: start, clipping, rates, long
+    python docs/make_results.py start        only the tables named: start, clipping, rates, family, long
     python docs/make_results.py --show start to the screen, not into the files
 
 Each figure is the test error in percent after the last epoch, as `hyperstack train mnist --stack STACK --seed SEED`
@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -84,18 +84,28 @@ def clipping() -> str:
     return markdown(head, rows)
 
 
-def rates() -> str:
+def by_ratio(names: Iterable[str], ratios: Iterable[float], epochs: int) -> str:
     """What the rate of the upper level does, relative to the rate below; the default in bold."""
-    ratios = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
     rows = []
-    for name in ("Adam", "SGD", "AdaGrad", "RMSProp"):
+    for name in names:
         rule = hs.RULES[name]
-        row = [f"`{name}`", figure(name)]
+        row = [f"`{name}`", figure(name, epochs)]
         for ratio in ratios:
-            found = figure(f"{name} / SGD({rule.hyperparameters['lr'].default * ratio:.12g})")
+            found = figure(f"{name} / SGD({rule.hyperparameters['lr'].default * ratio:.12g})", epochs)
             row.append(f"**{found}**" if ratio == rule.upper_ratio else found)
         rows.append(row)
     return markdown(["primary", "alone", *(f"/ SGD, {ratio:g} x" for ratio in ratios)], rows)
+
+
+def rates() -> str:
+    """The first rules, over a wide range."""
+    return by_ratio(("Adam", "SGD", "AdaGrad", "RMSProp"), (1e-5, 1e-4, 1e-3, 1e-2, 1e-1), 5)
+
+
+def family() -> str:
+    """Adam's kin, more briefly."""
+    names = ("AdamW", "AMSGrad", "NAdam", "RAdam", "AdaBound", "Yogi", "Lion")
+    return by_ratio(names, (1e-5, 1e-4, 1e-3, 1e-2), 2)
 
 
 def long() -> str:
@@ -109,7 +119,7 @@ def long() -> str:
     return markdown(["stack", "test error, %", "published"], rows)
 
 
-TABLES: dict[str, Callable[[], str]] = {f.__name__: f for f in (start, clipping, rates, long)}
+TABLES: dict[str, Callable[[], str]] = {f.__name__: f for f in (start, clipping, rates, family, long)}
 PLACE = re.compile(r"(<!-- results: (\w+) -->\n).*?(\n<!-- end of results -->)", re.DOTALL)
 
 

@@ -25,7 +25,7 @@ from hyperstack.hyperparameter import (
 )
 from hyperstack.optimizer import HyperOptimizer
 from hyperstack.rule import RULES, Option, Rule, Stack
-from hyperstack.rules import SGD, AdaGrad, Adam, RMSProp
+from hyperstack.rules import SGD, AdaBound, AdaGrad, Adam, AdamW, AMSGrad, Lion, NAdam, RAdam, RMSProp, Yogi
 from hyperstack.transforms import TRANSFORMS, Transform
 from hyperstack.transforms import Cumulative as cumulative
 from hyperstack.version import __version__
@@ -37,20 +37,27 @@ __all__ = [
     "SGD",
     "TRANSFORMS",
     "UNIT",
+    "AMSGrad",
+    "AdaBound",
     "AdaGrad",
     "Adam",
+    "AdamW",
     "HyperOptimizer",
     "Hyperparameter",
     "HyperstackError",
     "InputError",
     "Interval",
+    "Lion",
+    "NAdam",
     "Option",
+    "RAdam",
     "RMSProp",
     "Rule",
     "RunError",
     "Stack",
     "StackError",
     "Transform",
+    "Yogi",
     "__version__",
     "cumulative",
     "fixed",

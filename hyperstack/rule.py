@@ -95,9 +95,9 @@ class Rule(ABC, metaclass=RuleType):
     clip: tuple[Transform, ...]
 
     def __init_subclass__(cls) -> None:
-        declared = vars(cls).items()
-        cls.hyperparameters = {**cls.hyperparameters, **{k: v for k, v in declared if isinstance(v, Hyperparameter)}}
-        cls.options = {**cls.options, **{k: v for k, v in declared if isinstance(v, Option)}}
+        declared = {**cls.hyperparameters, **cls.options, **vars(cls)}  # a plain value settles an inherited one
+        cls.hyperparameters = {k: v for k, v in declared.items() if isinstance(v, Hyperparameter)}
+        cls.options = {k: v for k, v in declared.items() if isinstance(v, Option)}
 
     def __init__(self, *values: Value, **arguments: Any) -> None:
         if len(values) > 1:

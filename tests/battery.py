@@ -1,6 +1,7 @@
 """What the tests of rules and towers share: the table of oracles, generic data, and a slow tower to compare with.
 
-`ORACLES` is the only list kept by hand. A new rule adds its line there, and the tests check that it did.
+`ORACLES` is kept by hand: a new rule adds its line there, and the tests check that it did. So is `FLAT`, which they
+check too.
 """
 
 from __future__ import annotations
@@ -19,23 +20,39 @@ EPS = torch.finfo(torch.float64).eps
 
 
 class Written(optim.Optimizer):
-    """An oracle written out: `formula(g, state)` is what to subtract from a parameter."""
+    """An oracle written out: `formula(g, state)` is what to subtract from a parameter.
 
-    def __init__(self, params, formula):
+    `weight_decay` λ adds λp to the gradient, or where `decoupled` subtracts lr λ p.
+    """
+
+    def __init__(self, params, formula, weight_decay=0.0, decoupled=0.0):
         super().__init__(params, {})
-        self.formula = formula
+        self.formula, self.weight_decay, self.decoupled = formula, weight_decay, decoupled
 
     @torch.no_grad()
     def step(self):
         for p in self.param_groups[0]["params"]:
-            p -= self.formula(p.grad, self.state[p])
+            p -= self.formula(p.grad + self.weight_decay * p, self.state[p]) + self.decoupled * p
 
 
-def published_adam(g, s, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8):
+class NAdam(optim.NAdam):
+    """torch's, with its running product in float64 and not in the default dtype."""
+
+    def step(self):
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        try:
+            super().step()
+        finally:
+            torch.set_default_dtype(before)
+
+
+def published_adam(g, s, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, ams=False):
     t = s["t"] = s.get("t", 0) + 1
     m = s["m"] = beta1 * s.get("m", torch.zeros_like(g)) + (1 - beta1) * g
     v = s["v"] = beta2 * s.get("v", torch.full_like(g, eps)) + (1 - beta2) * g**2
-    return lr * (m / (1 - beta1**t)) / ((v / (1 - beta2**t)) ** 0.5 + eps)
+    s["n"] = torch.where(v > s["n"], v, s["n"]) if "n" in s else v
+    return lr * (m / (1 - beta1**t)) / (((s["n"] if ams else v) / (1 - beta2**t)) ** 0.5 + eps)
 
 
 def published_adagrad(g, s, lr=1e-2, eps=1e-10):
@@ -48,13 +65,55 @@ def published_rmsprop(g, s, lr=1e-2, gamma=0.99, eps=1e-8):
     return lr * g / (v + eps) ** 0.5
 
 
+def published_yogi(g, s, lr=1e-2, beta1=0.9, beta2=0.999, eps=1e-3, start=1e-6):
+    """Algorithm 2, one number after another."""
+    m, v = s.get("m", torch.zeros_like(g)), s.get("v", torch.full_like(g, start))
+    change = torch.empty_like(g)
+    for a, b, x, d in zip(m.view(-1), v.view(-1), g.reshape(-1), change.view(-1), strict=True):
+        a.copy_(beta1 * a + (1 - beta1) * x)
+        b.copy_(b - (1 - beta2) * x**2 if b > x**2 else b + (1 - beta2) * x**2)
+        d.copy_(lr * a / (b**0.5 + eps))
+    s["m"], s["v"] = m, v
+    return change
+
+
+def corrected_yogi(g, s, lr=1e-2, beta1=0.9, beta2=0.999, eps=1e-3, start=1e-6):
+    """As it is commonly implemented: the rate and ε scaled so that published_yogi's step is the corrected one."""
+    t = s["t"] = s.get("t", 0) + 1
+    root = (1 - beta2**t) ** 0.5
+    return published_yogi(g, s, lr * root / (1 - beta1**t), beta1, beta2, eps * root, start)
+
+
+def authors_adabound(g, s, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, final_lr=0.1, gamma=1e-3, ams=False):
+    t = s["t"] = s.get("t", 0) + 1
+    m = s["m"] = beta1 * s.get("m", torch.zeros_like(g)) + (1 - beta1) * g
+    v = s["v"] = beta2 * s.get("v", torch.zeros_like(g)) + (1 - beta2) * g**2
+    s["n"] = torch.where(v > s["n"], v, s["n"]) if "n" in s else v
+    rate = lr * (1 - beta2**t) ** 0.5 / (1 - beta1**t) / ((s["n"] if ams else v) ** 0.5 + eps)
+    return rate.clamp(final_lr * (1 - 1 / (gamma * t + 1)), final_lr * (1 + 1 / (gamma * t))) * m
+
+
+def published_lion(g, s, lr=1e-4, beta1=0.9, beta2=0.99):
+    m = s.get("m", torch.zeros_like(g))
+    s["m"] = beta2 * m + (1 - beta2) * g
+    return lr * (beta1 * m + (1 - beta1) * g).sign()
+
+
 def like(oracle, **arguments):
     """What makes an oracle of given parameters: a class of torch.optim, or a formula."""
-    made = functools.partial(oracle, **arguments)
-    return made if isinstance(oracle, type) else lambda params: Written(params, made)
+    if isinstance(oracle, type):
+        return functools.partial(oracle, **arguments)
+    decay = {k: arguments.pop(k) for k in ("weight_decay", "decoupled") if k in arguments}
+    formula = functools.partial(oracle, **arguments)
+    return lambda params: Written(params, formula, **decay)
 
 
 MIXED = {"centered": True, "momentum": 0.9, "weight_decay": 2}
+AMS = {"lr": 0.02, "amsgrad": True}
+AMSW = {**AMS, "betas": (0.9, 0.6), "weight_decay": 2}
+AWAY = {"lr": 0.02, "weight_decay": 2, "decoupled_weight_decay": True}
+RIGID = {"lr": 0.02, "momentum_decay": 0.0}
+QUICK = {"lr": 0.1, "beta1": 0.8, "beta2": 0.6, "eps": 0.01}
 
 # rule: (a level as text, its oracle), one line a case
 ORACLES = {
@@ -93,7 +152,60 @@ ORACLES = {
         ("RMSProp(centered, momentum=0.9, weight_decay=2)", like(optim.RMSprop, **MIXED)),
         ("RMSProp(square(0.02), eps_inside, alpha=0.9)", like(published_rmsprop, lr=0.02, gamma=0.9)),
     ],
+    "AdamW": [
+        ("AdamW", like(optim.AdamW)),
+        ("AdamW(0.02, beta1=0.8, beta2=0.9, eps=1e-3)", like(optim.AdamW, lr=0.02, betas=(0.8, 0.9), eps=1e-3)),
+        ("AdamW(0.02, amsgrad, beta2=0.6, weight_decay=2)", like(optim.AdamW, **AMSW)),
+        ("AdamW(0.02, v0=1e-8, weight_decay=0.5)", like(published_adam, lr=0.02, decoupled=0.02 * 0.5)),
+    ],
+    "AMSGrad": [
+        ("AMSGrad", like(optim.Adam, amsgrad=True)),
+        ("AMSGrad(0.02, beta1=0.8, beta2=0.6, eps=0.1)", like(optim.Adam, **AMS, betas=(0.8, 0.6), eps=0.1)),
+        ("AMSGrad(0.02, weight_decay=0.2)", like(optim.Adam, **AMS, weight_decay=0.2)),
+        ("AMSGrad(0.02, decoupled_weight_decay, weight_decay=2)", like(optim.AdamW, **AMS, weight_decay=2)),
+        ("AMSGrad(0.02, v0=1e-8)", like(published_adam, lr=0.02, ams=True)),
+    ],
+    "NAdam": [
+        ("NAdam", like(NAdam)),
+        ("NAdam(0.02, beta1=0.8, beta2=0.9, eps=1e-3)", like(NAdam, lr=0.02, betas=(0.8, 0.9), eps=1e-3)),
+        ("NAdam(0.02, momentum_decay=0.7)", like(NAdam, lr=0.02, momentum_decay=0.7)),
+        ("NAdam(0.02, beta1=0.0, momentum_decay=0.0)", like(NAdam, **RIGID, betas=(0.0, 0.999))),
+        ("NAdam(0.02, beta1=0.99, momentum_decay=0.0)", like(NAdam, **RIGID, betas=(0.99, 0.999))),
+        ("NAdam(0.02, weight_decay=0.2)", like(NAdam, lr=0.02, weight_decay=0.2)),
+        ("NAdam(0.02, decoupled_weight_decay, weight_decay=2)", like(NAdam, **AWAY)),
+    ],
+    "RAdam": [
+        ("RAdam", like(optim.RAdam)),
+        ("RAdam(0.02, beta1=0.8, beta2=0.9, eps=1e-3)", like(optim.RAdam, lr=0.02, betas=(0.8, 0.9), eps=1e-3)),
+        ("RAdam(0.02, beta2=0.7)", like(optim.RAdam, lr=0.02, betas=(0.9, 0.7))),
+        ("RAdam(0.02, weight_decay=0.2)", like(optim.RAdam, lr=0.02, weight_decay=0.2)),
+        ("RAdam(0.02, decoupled_weight_decay, weight_decay=2)", like(optim.RAdam, **AWAY)),
+    ],
+    "Yogi": [
+        ("Yogi", like(published_yogi)),
+        ("Yogi(0.1, beta1=0.8, beta2=0.6, eps=0.01, v0=0.003)", like(published_yogi, **QUICK, start=0.003)),
+        ("Yogi(0.1, weight_decay=0.2)", like(published_yogi, lr=0.1, weight_decay=0.2)),
+        ("Yogi(0.1, v0=0.0)", like(published_yogi, lr=0.1, start=0.0)),
+        ("Yogi(bias_correction)", like(corrected_yogi)),
+        ("Yogi(0.1, bias_correction, beta1=0.8, beta2=0.6, eps=0.01)", like(corrected_yogi, **QUICK)),
+    ],
+    "AdaBound": [
+        ("AdaBound", like(authors_adabound)),
+        ("AdaBound(0.1, beta1=0.8, beta2=0.6, eps=0.01)", like(authors_adabound, **QUICK, final_lr=10)),
+        ("AdaBound(0.1, final_ratio=10, gamma=0.1)", like(authors_adabound, lr=0.1, final_lr=1, gamma=0.1)),
+        ("AdaBound(0.1, final_ratio=0)", like(authors_adabound, lr=0.1, final_lr=0)),
+        ("AdaBound(0.1, amsbound, beta2=0.6)", like(authors_adabound, lr=0.1, final_lr=10, beta2=0.6, ams=True)),
+        ("AdaBound(weight_decay=0.2)", like(authors_adabound, weight_decay=0.2)),
+        ("AdaBound(decoupled_weight_decay, weight_decay=2)", like(authors_adabound, decoupled=0.002)),
+    ],
+    "Lion": [
+        ("Lion", like(published_lion)),
+        ("Lion(0.02, beta1=0.5, beta2=0.7)", like(published_lion, lr=0.02, beta1=0.5, beta2=0.7)),
+        ("Lion(0.02, weight_decay=0.2)", like(published_lion, lr=0.02, decoupled=0.004)),
+    ],
 }  # fmt: skip
+# The hyperparameters of which the one-step hypergradient is always 0.
+FLAT = {"Lion": ("beta1", "beta2")}
 CASES = [case for cases in ORACLES.values() for case in cases]
 
 
@@ -111,17 +223,20 @@ def option_choices(rule):
 
 
 def interior(hyperparameter):
-    """A value well inside a hyperparameter's domain, where no scale is extreme."""
-    low, high = (
-        x if math.isfinite(x) else i for i, x in enumerate((hyperparameter.domain.low, hyperparameter.domain.high))
-    )
-    return low + 0.3 * (high - low)
+    """A value well inside a hyperparameter's domain, where no scale is extreme.
+
+    A domain without end counts as one up to 1, or up to a tenth of a default that is larger.
+    """
+    low, high = hyperparameter.domain.low, hyperparameter.domain.high
+    low = low if math.isfinite(low) else 0.0
+    return low + 0.3 * ((high if math.isfinite(high) else max(1.0, hyperparameter.default / 10)) - low)
 
 
-def asked(rule, **arguments):
-    """A level of which every hyperparameter is asked to be learned, at interior values."""
-    wish = {k: hs.learned(interior(h)) for k, h in rule.hyperparameters.items()}
-    return rule(**{**wish, **arguments})
+def asked(rule, wish=lambda value: value, **arguments):
+    """A level of which every hyperparameter that is not flat is asked to be learned, at interior values."""
+    flat = FLAT.get(rule.__name__, ())
+    settings = {k: (hs.fixed if k in flat else hs.learned)(wish(interior(h))) for k, h in rule.hyperparameters.items()}
+    return rule(**{**settings, **arguments})
 
 
 SHAPES = ((9, 40), (5,), (), (2, 1, 3))

@@ -36,7 +36,15 @@ NAMES = list(RULES)
 TRIPLES = [(a, *(NAMES[(i + k) % len(NAMES)] for k in (1, 2))) for i, a in enumerate(NAMES)] + [
     (a, a, a) for a in NAMES
 ]
-by_pair = pytest.mark.parametrize(("lower", "upper"), PAIRS, ids=["-".join(p) for p in PAIRS])
+
+
+def sparsely(pairs):
+    """All pairs, of which each rule with itself and with the next one, both ways, are for the fast tier."""
+    near = {(a, b) for i, a in enumerate(NAMES) for b in (NAMES[i - 1], a, NAMES[(i + 1) % len(NAMES)])}
+    return [pytest.param(*p, id="-".join(p), marks=() if p in near else pytest.mark.slow) for p in pairs]
+
+
+by_pair = pytest.mark.parametrize(("lower", "upper"), sparsely(PAIRS))
 
 
 def dot(a, b):
@@ -192,9 +200,18 @@ def follow(stack, steps=7, nonfinite="skip", schedule=lambda t: 1.0, grads=None,
     return tower
 
 
+def calm(name, *above):
+    """What to fix under a level that goes by signs alone, also where a hypergradient is 0 but for rounding.
+
+    That is what Adam's betas have at first.
+    """
+    declared = RULES[name].hyperparameters if "Lion" in above else {}
+    return {k: hs.fixed(interior(h)) for k, h in declared.items() if h.bijection == "logit"}
+
+
 @by_pair
 def test_two_clipped_levels_as_the_slow_tower(lower, upper):
-    stack = asked(RULES[lower], clip=True) / asked(RULES[upper], lr=hs.learned(0.01), clip=True)
+    stack = asked(RULES[lower], clip=True, **calm(lower, upper)) / asked(RULES[upper], lr=hs.learned(0.01), clip=True)
     follow(stack, schedule=lambda t: 1.0 if t < 2 else 0.5)
 
 
@@ -203,8 +220,9 @@ def test_two_clipped_levels_as_the_slow_tower(lower, upper):
 def test_three_clipped_levels_as_the_slow_tower(names):
     per_tensor = {"lr": hs.learned(hs.per_tensor(0.1))}
     first, second, third = (RULES[name] for name in names)
-    levels = asked(first, clip=True, **per_tensor), asked(second, lr=hs.learned(0.01), clip=True)
-    follow(levels[0] / levels[1] / asked(third, lr=hs.learned(1e-3), clip=True))
+    calmed = calm(names[0], *names[1:]), calm(names[1], names[2])
+    lower, upper = asked(first, clip=True, **per_tensor, **calmed[0]), {"lr": hs.learned(0.01), **calmed[1]}
+    follow(lower / asked(second, clip=True, **upper) / asked(third, lr=hs.learned(1e-3), clip=True))
 
 
 def test_four_levels_and_both_ways_to_count_as_the_slow_tower():
@@ -294,7 +312,7 @@ def test_every_pair_makes_finite_steps(lower, upper):
     """As they come, in float32; what they do with everything learned and clipped is compared above."""
     stack, params = RULES[lower] / RULES[upper], tensors(torch.float32)
     start, tower = [p.clone() for p in params], Tower(stack, params)
-    for gs in gradients(4, torch.float32):
+    for gs in gradients(5, torch.float32):  # an odd number: steps of one length do not cancel
         tower.step(params, gs)
     read = [*tower.hyperparameters().values(), *tower.hypergradients().values(), *tower.clip_factors().values()]
     assert all(torch.isfinite(x).all() for x in [*params, *read])
@@ -312,7 +330,9 @@ def one_a_tensor(name):
 TALL = [*(layers(*names) for names in TRIPLES), *(one_a_tensor(a) / one_a_tensor(a) for a in NAMES)]
 TALL_IDS = ["-".join(names) for names in TRIPLES] + [f"one-a-tensor-{name}" for name in NAMES]
 by_stack = pytest.mark.parametrize(
-    "stack", [*(layers(*names) for names in PAIRS), *TALL], ids=[*map("-".join, PAIRS), *TALL_IDS]
+    "stack",
+    [pytest.param(layers(*p.values), id=p.id, marks=p.marks) for p in sparsely(PAIRS)]
+    + [pytest.param(stack, id=name) for stack, name in zip(TALL, TALL_IDS, strict=True)],
 )
 
 
@@ -378,6 +398,7 @@ MANY = [
     "SGD(0.1, momentum=0.9) / Adam(clip=True) / SGD(0.1)",
     *(f"{a} / {b}" for a, b in zip(NAMES, NAMES[1:] + NAMES[:1], strict=True)),
 ]
+MANY = [text.replace("AdamW", "AdamW(weight_decay=0)") for text in MANY]  # decay needs no gradient
 by_text = pytest.mark.parametrize("text", MANY)
 
 

@@ -10,6 +10,7 @@ from dataclasses import FrozenInstanceError
 from unittest import mock
 
 import pytest
+import torch
 
 import hyperstack as hs
 from hyperstack.hyperparameter import BIJECTIONS, MODIFIERS, Setting
@@ -394,6 +395,18 @@ def test_a_second_rule_of_one_name_is_refused():
     define("Lookahead")
     assert "is taken by" in mistake(define, "Lookahead", __qualname__="inside.Lookahead")
     assert "is taken by" in mistake(define, "Lookahead", __module__="elsewhere")
+
+
+@mock.patch.dict(RULES)
+def test_a_plain_value_settles_what_is_inherited():
+    made = define("Careful", hs.Adam, amsgrad=True, eps=0.1)
+    assert "amsgrad" not in made.options
+    assert "eps" not in made.hyperparameters
+    assert made().amsgrad is True
+    assert "max_exp_avg_sq" in made().init(torch.zeros(2))
+    assert "has no 'amsgrad'" in mistake(made, amsgrad=False)
+    assert {"v0"} < set(made.options) < set(hs.Adam.options)
+    assert "amsgrad" not in define("Careless", made).options
 
 
 @mock.patch.dict(RULES)

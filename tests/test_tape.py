@@ -141,6 +141,8 @@ FUNCTIONS = {
     "compare": lambda a, b: torch.where((a >= 0) & ~(b < 1), a, b),
     "reciprocal": lambda a, b: a.reciprocal() + b,
     "abs": lambda a, b: a.abs() - (1 - b),
+    "masked_fill": lambda a, b: a.masked_fill(b > 0, 2) - b,
+    "sum": lambda a, b: torch.stack([a, b]).sum(0) - torch.stack([-a, b]).sum(0, keepdim=True)[0],
 }
 
 

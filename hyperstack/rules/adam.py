@@ -30,10 +30,17 @@ class Adam(Rule):
         return {**state, "max_exp_avg_sq": torch.zeros_like(like)} if self.amsgrad else state
 
     def coefficients(self, h, t):
-        step, root = -h.lr / (1 - h.beta1**t), (1 - h.beta2**t).rsqrt()
         decay = h.lr * h.weight_decay if self.decoupled_weight_decay else h.weight_decay
         betas = {"beta1": h.beta1, "beta2": h.beta2, "rest2": 1 - h.beta2}
-        return {"step": step, "root": root, "eps": h.eps, "decay": decay, **betas}
+        return {"eps": h.eps, "decay": decay, **betas, **self.rates(h, t)}
+
+    def rates(self, h, t):
+        """The coefficients of `step`, in which Adam's kin differ from it."""
+        return {"step": -h.lr / (1 - h.beta1**t), "root": (1 - h.beta2**t).rsqrt()}
+
+    def step(self, g, m, root, c):
+        """What to add to the parameters but for decoupled decay, given m and the root of v."""
+        return c.step * (m / (root * c.root + c.eps))
 
     def update(self, g, s, c, p):
         if self.reads_params and not self.decoupled_weight_decay:
@@ -43,5 +50,5 @@ class Adam(Rule):
         after = {"exp_avg": m, "exp_avg_sq": v}
         if self.amsgrad:
             largest = after["max_exp_avg_sq"] = torch.maximum(s["max_exp_avg_sq"], v)
-        delta = c.step * (m / (safe_sqrt(largest) * c.root + c.eps))
+        delta = self.step(g, m, safe_sqrt(largest), c)
         return (delta - c.decay * p if self.reads_params and self.decoupled_weight_decay else delta), after

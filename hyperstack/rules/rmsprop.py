@@ -30,12 +30,13 @@ class RMSProp(Rule):
         return {name: torch.zeros_like(like) for name in names}
 
     def coefficients(self, h, t):
-        return {k: getattr(h, k) for k in ("lr", "alpha", "eps", "momentum", "weight_decay")}
+        names = ("lr", "alpha", "eps", "momentum", "weight_decay")
+        return {**{k: getattr(h, k) for k in names}, "rest": 1 - h.alpha}
 
     def update(self, g, s, c, p):
         if self.reads_params:
             g = g + c.weight_decay * p
-        v = spread = torch.addcmul(c.alpha * s["square_avg"], g, (1 - c.alpha) * g)
+        v = spread = torch.addcmul(c.alpha * s["square_avg"], g, c.rest * g)
         after = {"square_avg": v}
         if self.centered:
             mean = after["grad_avg"] = torch.lerp(g, s["grad_avg"], c.alpha)

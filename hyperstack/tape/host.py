@@ -102,6 +102,7 @@ _TEMPLATES = {
     aten.maximum.default: "larger({0}, {1})",
     aten.clamp.default: "larger({0}, {1})",
     aten.clamp_min.default: "larger({0}, {1})",
+    aten.masked_fill.Scalar: "({2} if {1} else {0})",
     aten.where.self: "({1} if {0} else {2})",
     aten.eq.Scalar: "{0} == {1}",
     aten.eq.Tensor: "{0} == {1}",
@@ -251,10 +252,15 @@ class _HostCompiler:
             raise _Unsupported
 
     def _sum(self, node: Node) -> None:
-        terms = [[self.texts[p] for p in self.places[a].reshape(-1).tolist()] for a in node.args if isinstance(a, Slot)]
-        if self.program.spec(node.out).dim() or self.program.spec(node.args[0]).dim() > 1:
-            raise _Unsupported
-        self._assign(node, [" + ".join(" * ".join(factors) for factors in zip(*terms, strict=True)) or "0.0"])
+        """A sum over some dimensions or all, or of the product of two vectors."""
+        places = [self.places[a] for a in node.args if isinstance(a, Slot)]
+        over = node.args[1] if node.function is aten.sum.dim_IntList else ()
+        over = [d % places[0].dim() for d in over] or list(range(places[0].dim()))
+        shape = self.program.spec(node.out).numel(), math.prod(places[0].shape[d] for d in over)
+        last = list(range(-len(over), 0))
+        rows = zip(*(p.movedim(over, last).reshape(shape).tolist() for p in places), strict=True)
+        products = ([" * ".join(self.texts[p] for p in term) for term in zip(*row, strict=True)] for row in rows)
+        self._assign(node, [" + ".join(terms) or "0.0" for terms in products])
 
     def _elementwise(self, node: Node) -> None:
         narrow = self.program.spec(node.out).dtype not in (torch.float64, torch.bool)
