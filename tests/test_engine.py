@@ -280,7 +280,9 @@ def test_numbers_in_host_memory_are_computed_as_torch_does(names, monkeypatch):
     """Programs on a handful of numbers run as Python floats, unless there is no room for them."""
     grads = gradients(5, shapes=SMALL)
     grads[2][1] = None
-    stack = asked(RULES[names[0]], lr=hs.learned(hs.log(0.1)), clip=True) / layers(*names[1:])
+    first = asked(RULES[names[0]], lr=hs.learned(hs.log(0.1)), clip=True, **calm(names[0], *names[1:]))
+    second = asked(RULES[names[1]], lr=hs.learned(0.1), clip=True, **calm(names[1], names[2]))
+    stack = first / second / layers(*names[2:])
     as_floats = taken(stack, grads)
     monkeypatch.setattr(host, "WORTH_IT", 0)
     assert_close(as_floats, taken(stack, grads), 1e-11, 1e-13)

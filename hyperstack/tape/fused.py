@@ -6,7 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from hyperstack.errors import RunError
 from hyperstack.tape.peephole import with_stores, without_dot
 from hyperstack.tape.program import Node, Program, Slot
 from hyperstack.tape.replay import Replay, Text
@@ -27,8 +29,24 @@ def compile_for_inductor(program: Program, known: dict[str, Replay]) -> Replay:
         text = Text(program)
         for node in program.nodes:
             text.call(node, node.function)
-        known[key] = torch.compile(text.compiled(), dynamic=True, fullgraph=True, options=OPTIONS)
+        known[key] = _explained(torch.compile(text.compiled(), dynamic=True, fullgraph=True, options=OPTIONS))
     return known[key]
+
+
+def _explained(kernel: Replay) -> Replay:
+    """A kernel that says what to do where it cannot be made, which shows at its first call."""
+
+    def call(*tensors: Tensor) -> tuple[Tensor, ...]:
+        try:
+            return kernel(*tensors)
+        except torch._dynamo.exc.BackendCompilerFailed as error:
+            raise RunError(
+                "torch.compile could not make a kernel",
+                why=str(error).removeprefix("backend='inductor' raised:\n").splitlines()[0],
+                instead="see that it finds a C++ compiler, such as g++, or leave compile off",
+            ) from error
+
+    return call
 
 
 def _without_copies(program: Program) -> Program:

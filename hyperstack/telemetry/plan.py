@@ -12,7 +12,8 @@ from hyperstack.errors import InputError
 class Plan:
     """What a run is asked to do. `stack` is canonical text with every name bound; `device` as torch names it.
 
-    `threads`: on how many of the CPU's cores PyTorch computes; None leaves that as it is.
+    `threads`: on how many of the CPU's cores PyTorch computes; None leaves that as it is. `compile`: whether
+    torch.compile makes kernels of the optimizer's step.
     """
 
     task: str
@@ -23,13 +24,14 @@ class Plan:
     batch_size: int
     record_every: int = 1
     threads: int | None = None
+    compile: bool = False
 
     @classmethod
     def of(cls, content: object) -> Plan:
         """The plan that was saved as `content`; ValueError where it is none."""
         if not isinstance(content, dict):
             raise ValueError("it is not a table of names and values")
-        kinds: dict[Any, Any] = {"str": str, "int": int, "int | None": (int, type(None))}
+        kinds: dict[Any, Any] = {"str": str, "int": int, "int | None": (int, type(None)), "bool": bool}
         chosen: dict[str, Any] = {f.name: content.get(f.name) for f in fields(cls)}
         wrong = [f.name for f in fields(cls) if not isinstance(chosen[f.name], kinds[f.type])]
         if wrong:
@@ -47,7 +49,7 @@ class Plan:
         """
         for name, mine in self.as_dict().items():
             theirs = getattr(saved, name)
-            if name not in ("epochs", "device", "threads") and theirs != mine:
+            if name not in ("epochs", "device", "threads", "compile") and theirs != mine:
                 raise InputError(
                     f"the checkpoint belongs to another {name.replace('_', ' ')}",
                     why=f"  the run: {theirs}\n  asked:   {mine}",

@@ -20,19 +20,27 @@ Step = Callable[[Tensor, Tensor], float]
 
 
 @dataclass(frozen=True)
+class Trial:
+    """A contestant at work on a model: its step, and what its state dict takes, in bytes, if it has one."""
+
+    step: Step
+    state: Callable[[], int | None] = lambda: None
+
+
+@dataclass(frozen=True)
 class Contestant:
     """A name for the table, and how to make a step for a model."""
 
     name: str
-    make: Callable[[nn.Module, Workload], Step]
+    make: Callable[[nn.Module, Workload], Trial]
 
 
 def _ordinary(
     optimizer: Callable[[nn.Module], torch.optim.Optimizer], record: bool = False
-) -> Callable[[nn.Module, Workload], Step]:
+) -> Callable[[nn.Module, Workload], Trial]:
     """The ordinary loop with an optimizer, and with a recorder that keeps every row if asked for."""
 
-    def make(model: nn.Module, workload: Workload) -> Step:
+    def make(model: nn.Module, workload: Workload) -> Trial:
         opt = optimizer(model)
         recorder = Recorder(opt, [_Nowhere()]) if record and isinstance(opt, hs.HyperOptimizer) else None
         count = 0
@@ -51,9 +59,25 @@ def _ordinary(
             _wait(inputs)
             return time.perf_counter() - started
 
-        return step
+        return Trial(step, lambda: _bytes(opt.state_dict()))
 
     return make
+
+
+def _bytes(state: Any) -> int:
+    """What the tensors in nested dicts and lists take, each memory counted once."""
+    found: dict[int, int] = {}
+
+    def walk(value: Any) -> None:
+        if isinstance(value, Tensor):
+            storage = value.untyped_storage()
+            found[storage.data_ptr()] = storage.nbytes()
+        elif isinstance(value, (dict, list, tuple)):
+            for each in value.values() if isinstance(value, dict) else value:
+                walk(each)
+
+    walk(state)
+    return sum(found.values())
 
 
 class _Nowhere:
@@ -72,7 +96,7 @@ class _Nowhere:
         """Nothing to close."""
 
 
-def _gdtuo(model: nn.Module, workload: Workload) -> Step:
+def _gdtuo(model: nn.Module, workload: Workload) -> Trial:
     """The published implementation, Adam / SGD(1e-5); its optimizer cannot be timed apart from its loop."""
     gdtuo: Any = importlib.import_module("gradient_descent_the_ultimate_optimizer.gdtuo")
     wrapped = gdtuo.ModuleWrapper(model, optimizer=gdtuo.Adam(optimizer=gdtuo.SGD(1e-5)))
@@ -87,7 +111,7 @@ def _gdtuo(model: nn.Module, workload: Workload) -> Step:
         wrapped.step()
         return time.perf_counter() - started
 
-    return step
+    return Trial(step)
 
 
 def _wait(like: Tensor) -> None:
@@ -101,8 +125,8 @@ def contestants() -> dict[str, Contestant]:
     def torch_adam(**options: Any) -> Callable[[nn.Module], torch.optim.Optimizer]:
         return lambda model: torch.optim.Adam(model.parameters(), **options)
 
-    def stack(text: str) -> Callable[[nn.Module], torch.optim.Optimizer]:
-        return lambda model: hs.HyperOptimizer(model.parameters(), text)
+    def stack(text: str, **options: Any) -> Callable[[nn.Module], torch.optim.Optimizer]:
+        return lambda model: hs.HyperOptimizer(model.parameters(), text, **options)
 
     found = [
         Contestant("torch Adam", _ordinary(torch_adam())),
@@ -113,6 +137,8 @@ def contestants() -> dict[str, Contestant]:
         Contestant("Adam / SGD, clip", _ordinary(stack("Adam / SGD(1e-5, clip)"))),
         Contestant("Adam / SGD, recorded", _ordinary(stack("Adam / SGD(1e-5)"), record=True)),
         Contestant("Adam / SGD / SGD", _ordinary(stack("Adam / SGD(1e-5) / SGD(1e-9)"))),
+        Contestant("Adam, compiled", _ordinary(stack("Adam", compile=True))),
+        Contestant("Adam / SGD, compiled", _ordinary(stack("Adam / SGD(1e-5)", compile=True))),
     ]
     if importlib.util.find_spec("gradient_descent_the_ultimate_optimizer"):
         found.append(Contestant("gdtuo Adam / SGD", _gdtuo))

@@ -24,7 +24,8 @@ class Figures:
     """What one contestant needed for a step, in milliseconds; ratios are medians of step-by-step ratios.
 
     `whole`, `optimizer`: medians; `spread`: the quartiles of the whole step's ratio to the first contestant; `first`:
-    of the first step, with all that is made, traced or compiled then; `memory`: peak in MiB, None if not measured.
+    of the first two steps, with all that is made, traced or compiled then; `state`: bytes a parameter of the
+    optimizer's state dict; `memory`: peak in MiB, None if not measured.
     """
 
     contestant: str
@@ -34,6 +35,7 @@ class Figures:
     spread: tuple[float, float]
     optimizer_ratio: float
     first: float
+    state: float | None
     memory: float | None
 
 
@@ -47,13 +49,14 @@ def race(chosen: list[Contestant], task: Workload, seconds: float, device: torch
     torch.manual_seed(0)
     inputs, targets = (x.to(device) for x in task.batch())
     model = task.model()
-    steps, first = [], []
+    trials, first = [], []
     for contestant in chosen:
         copy = task.model()
         copy.load_state_dict(model.state_dict())
-        steps.append(contestant.make(copy.to(device), task))
+        trials.append(contestant.make(copy.to(device), task))
         started = time.perf_counter()
-        steps[-1](inputs, targets)
+        for _ in range(2):
+            trials[-1].step(inputs, targets)
         first.append(time.perf_counter() - started)
     wholes: list[list[float]] = [[] for _ in chosen]
     optimizers: list[list[float]] = [[] for _ in chosen]
@@ -64,15 +67,22 @@ def race(chosen: list[Contestant], task: Workload, seconds: float, device: torch
         turn += 1
         for i in sorted(range(len(chosen)), key=lambda i: (i + turn) % len(chosen)):
             started = time.perf_counter()
-            optimizer = steps[i](inputs, targets)
+            optimizer = trials[i].step(inputs, targets)
             if turn > WARM_UP:
                 wholes[i].append(time.perf_counter() - started)
                 optimizers[i].append(optimizer)
-    return [_figures(c, wholes, optimizers, i, first[i]) for i, c in enumerate(chosen)]
+    count = sum(p.numel() for p in model.parameters())
+    states = [None if (size := trial.state()) is None else size / count for trial in trials]
+    return [_figures(c, wholes, optimizers, i, first[i], states[i]) for i, c in enumerate(chosen)]
 
 
 def _figures(
-    contestant: Contestant, wholes: list[list[float]], optimizers: list[list[float]], i: int, first: float
+    contestant: Contestant,
+    wholes: list[list[float]],
+    optimizers: list[list[float]],
+    i: int,
+    first: float,
+    state: float | None,
 ) -> Figures:
     ratios = [a / b for a, b in zip(wholes[i], wholes[0], strict=True)]
     low, _, high = statistics.quantiles(ratios, n=4)
@@ -84,6 +94,7 @@ def _figures(
         spread=(low, high),
         optimizer_ratio=statistics.median(a / b for a, b in zip(optimizers[i], optimizers[0], strict=True)),
         first=1e3 * first,
+        state=state,
         memory=None,
     )
 
@@ -99,7 +110,7 @@ def _alone(contestant: str, task: str, device: str, steps: int) -> None:
     chosen, place = workload(task), torch.device(device)
     inputs, targets = (x.to(place) for x in chosen.batch())
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    step = contestants()[contestant].make(chosen.model().to(place), chosen)
+    step = contestants()[contestant].make(chosen.model().to(place), chosen).step
     for _ in range(steps):
         step(inputs, targets)
     if place.type == "cuda":

@@ -73,22 +73,16 @@ def command(
         results[name] = plain(figures)
         if as_json:
             continue
-        table = Table(
-            title=f"{task.about}, {device}, {torch.get_num_threads()} threads", title_justify="left", box=None
-        )
+        threads = torch.get_num_threads()
+        table = Table(title=f"{task.about}, {device}, {threads} threads", title_justify="left", box=None)
         table.add_column("")
-        for heading in ("step ms", "ratio", "quartiles", "optimizer ms", "ratio", "first ms", *["MiB"] * memory):
-            table.add_column(heading, justify="right")
+        headings = ["step ms", "ratio", "quartiles", "opt. ms", "ratio", "first s", "B/par."]
+        for heading in headings + ["MiB"] * memory:
+            table.add_column(heading, justify="right", no_wrap=True)
         for f in figures:
             spread = f"{f.spread[0]:.2f}-{f.spread[1]:.2f}"
-            row = [
-                number(f.whole),
-                f"{f.ratio:.2f}",
-                spread,
-                number(f.optimizer),
-                f"{f.optimizer_ratio:.2f}",
-                number(f.first),
-            ]
+            row = [number(f.whole), f"{f.ratio:.2f}", spread, number(f.optimizer, 3), f"{f.optimizer_ratio:.2f}"]
+            row += [number(f.first / 1e3, 2), "-" if f.state is None else f"{f.state:.1f}"]
             table.add_row(f.contestant, *row, *[number(f.memory)] * memory)
         out().print(table)
     if as_json:

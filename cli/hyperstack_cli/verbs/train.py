@@ -54,6 +54,12 @@ summary.json), 1 the run failed, 2 wrong input, 130 interrupted.
     help="Where to compute: cpu, cuda, cuda:1, mps, or auto: a CUDA device where there is one.  [default: auto]",
 )
 @click.option("--threads", type=POSITIVE, metavar="N", help="CPU cores to compute on.  [default: the task's, mnist: 1]")
+@click.option(
+    "--compile/--no-compile",
+    default=None,
+    help="Make kernels of the optimizer's step with torch.compile: takes some seconds once, and pays off for large "
+    "networks.  [default: no]",
+)
 @click.option("--data-dir", type=PATH, metavar="DIR", help="Take the data from the files in DIR, and fetch nothing.")
 @click.option("--out", "folder", type=PATH, metavar="DIR", help="The run folder.  [default: the next runs/TASK-NNN]")
 @click.option(
@@ -70,7 +76,7 @@ def command(
     folder: Path | None,
     resume: bool,
     quiet: bool,
-    **numbers: int | None,
+    **others: int | None,
 ) -> None:
     """Train the network of TASK (mnist) with a stack of optimizers, and show what each level does meanwhile.
 
@@ -88,7 +94,7 @@ def command(
     saved = run.read_plan() if run else None
     text = None if stack is None else str(bound_stack(stack, assignments))
     place = find_device(saved.device if saved and device == "auto" else device)
-    asked = {"task": chosen.name, "stack": text, "device": str(place), **numbers}
+    asked = {"task": chosen.name, "stack": text, "device": str(place), **others}
     plan = _plan(asked, saved.as_dict() if saved else _defaults(chosen))
     if saved:
         plan.check_resumes(saved)
@@ -126,6 +132,7 @@ def _defaults(task: Task) -> dict[str, Any]:
         "seed": 0,
         "record_every": 1,
         "threads": task.threads or torch.get_num_threads(),
+        "compile": False,
     }
 
 
