@@ -571,7 +571,7 @@ def test_a_tensor_larger_than_a_block(monkeypatch):
     big = buffers.BLOCK + 3
     cut, most = in_blocks_of(buffers.BLOCK, monkeypatch, big, 3)
     assert most < big
-    assert_close(cut, in_blocks_of(1 << 30, monkeypatch, big, 3)[0], 1e-12)
+    assert_close(cut, in_blocks_of(1 << 30, monkeypatch, big, 3)[0], 1e-11)  # sums of as many terms, that cancel
 
 
 def test_the_layout_of_a_tensor_does_not_matter(monkeypatch):

@@ -385,7 +385,7 @@ def test_a_damaged_plan_is_refused(tmp_path, kind):
 
 
 def test_a_plan_of_a_newer_hyperstack_is_read_as_far_as_it_is_known(tmp_path):
-    (tmp_path / "plan.json").write_text(json.dumps({**PLAN.as_dict(), "compile": True}))
+    (tmp_path / "plan.json").write_text(json.dumps({**PLAN.as_dict(), "precision": "half"}))
     assert RunFolder.existing(tmp_path).read_plan() == PLAN
 
 

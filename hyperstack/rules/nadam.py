@@ -33,8 +33,9 @@ class NAdam(Adam):
         k, w = torch.tensor(TERMS, dtype=t.dtype, device=t.device).view(-1, 2, *[1] * (t * y).dim()).unbind(1)
         end, one = torch.tanh(t * y * k), torch.tanh(y * k)
         product = h.beta1**t * (w * (1 + one) / one * (end / (1 - end))).sum(0).exp()
-        fresh, kept = h.lr * (1 - mu) / (1 - product), h.lr * ahead / (1 - product * ahead)
-        return {"fresh": fresh, "kept": kept, "root": (1 - h.beta2**t).rsqrt()}
+        root = (1 - h.beta2**t).sqrt()
+        rates = {"fresh": -h.lr * root * (1 - mu) / (1 - product), "kept": -h.lr * root * ahead / (1 - product * ahead)}
+        return {**rates, "eps": h.eps * root}
 
     def step(self, g, m, root, c):
-        return -(c.fresh * g + c.kept * m) / (root * c.root + c.eps)
+        return (c.fresh * g + c.kept * m) / (root + c.eps)

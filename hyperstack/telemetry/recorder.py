@@ -60,7 +60,9 @@ class Recorder:
         first = self._towers[0][1].cells
         width = 2 + sum(len(tower.cells) for _, tower in self._towers)
         self._rows = torch.zeros(block, width, dtype=first.dtype, device=first.device)
-        self._step = torch.zeros(1, dtype=first.dtype, device=first.device)
+        sizes = [len(tower.cells) for _, tower in self._towers]
+        # Every place that a step fills, as views made once.
+        self._places = [(row[0], row[1], row[2:].split(sizes)) for row in self._rows.unbind()]
         self._filled, self._fetched_at = 0, time.perf_counter()
         self.columns = ["step", "loss"]
         for prefix, tower in self._towers:
@@ -74,9 +76,11 @@ class Recorder:
         """The state after optimizer step number `step`, whose loss was `loss` (0-dim, on the device)."""
         if step % self.every:
             return
-        row = self._rows[self._filled]
-        first = [self._step.fill_(step), loss.detach().reshape(1).to(row.device, row.dtype)]
-        torch.cat([*first, *(tower.cells.to(row.device) for _, tower in self._towers)], out=row)
+        number, found, cells = self._places[self._filled]
+        number.fill_(step)
+        found.copy_(loss)
+        for place, (_, tower) in zip(cells, self._towers, strict=True):
+            place.copy_(tower.cells)
         self._filled += 1
         if self._filled == len(self._rows) or time.perf_counter() - self._fetched_at > self.seconds:
             self.fetch()
