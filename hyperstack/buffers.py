@@ -125,27 +125,27 @@ class Bucket:
     """Parameters that move together, their state, and what their last update was a function of.
 
     `index`: which of the tower's tensors; `flats`: "state.NAME", the rule's state (*before* the last update while
-    `pending`, else after it), "grad", the transformed gradient of that update, and "params", the parameters before
-    it, where the rule reads them; `coefficients`: those of that update, one after another; `nothing`: a 0 for each
-    element of those that depend on anything learned; `transforms`: one state a transform; `parts`: the flat
-    buffers cut into `blocks`, as views; `fused`: whether fused kernels work on it; `ahead`: of a small bucket, what
-    could be computed of its next pull at its last push, a cache.
+    `pending`, else after it), and where the derivative of that update is asked for, `recorded`, "grad", its transformed
+    gradient, and "params", the parameters before it, where the rule reads them; `parts`: the flats cut into `blocks`,
+    as views; `coefficients`: those of that update, one after another; `nothing`: a 0 for each element of those that
+    depend on anything learned; `transforms`: one state a transform; `fused`: whether fused kernels work on it;
+    `ahead`: of a small bucket, what could be computed of its next pull at its last push, a cache.
     """
 
-    def __init__(self, level: Level, index: list[int], tensors: Sequence[Tensor], fused: bool) -> None:
-        self.level, self.index, self.fused = level, index, fused
-        device, dtype = tensors[0].device, compute_dtype(tensors[0].dtype)
+    def __init__(
+        self, level: Level, index: list[int], tensors: Sequence[Tensor], *, recorded: bool, fused: bool
+    ) -> None:
+        self.level, self.index, self.recorded, self.fused = level, index, recorded, fused
+        self.device, self.dtype = device, dtype = tensors[0].device, compute_dtype(tensors[0].dtype)
         self.segments = Segments([tuple(t.shape) for t in tensors], device)
         self.contiguous = tensors[0].is_contiguous()
         self.blocks = cut(self.segments, self.contiguous, Blocks.best(device, fused))
-        grad = torch.zeros(self.segments.total, dtype=dtype, device=device)
-        self.flats: Tensors = {"grad": grad}
-        self.flats.update({f"state.{name}": flat for name, flat in level.rule.init(grad).items()})
-        self.states = list(self.flats)[1:]
-        if level.rule.reads_params:
-            self.flats["params"] = torch.zeros_like(grad)
-        self.records = [name for name in self.flats if name not in self.states]
-        self.transforms = [transform.init(self.segments, grad) for transform in level.rule.clip]
+        zeros = torch.zeros(self.segments.total, dtype=dtype, device=device)
+        self.flats: Tensors = {f"state.{name}": flat for name, flat in level.rule.init(zeros).items()}
+        self.states = list(self.flats)
+        self.records = ["grad"] * recorded + ["params"] * (recorded and level.rule.reads_params)
+        self.flats.update({name: torch.zeros_like(zeros) for name in self.records})
+        self.transforms = [transform.init(self.segments, zeros) for transform in level.rule.clip]
         shapes: dict[str, tuple[int, ...]] = {n: (len(index),) * d for n, d in level.coefficient_dims.items()}
         self.layout = Layout(shapes)
         self.coefficients = torch.zeros(self.layout.total, dtype=dtype, device=device)
@@ -154,16 +154,6 @@ class Bucket:
         self.pending = False
         self.ahead: tuple[Tensors, tuple[Tensor, ...]] | None = None
         self.parts = [{name: flat[block.range] for name, flat in self.flats.items()} for block in self.blocks]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of its buffers."""
-        return self.flats["grad"].dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Of its buffers."""
-        return self.flats["grad"].device
 
     def fits(self, tensors: Sequence[Tensor]) -> bool:
         """Whether its buffers are where, of the dtype that, and cut as its parameters among `tensors` want."""
@@ -180,26 +170,23 @@ class Bucket:
         """The gradients of each block, flat, in their own dtype."""
         return [block.gather(grads) for block in self.blocks]
 
-    def record(self, grads: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
-        """Record the new gradient of each block, transformed, and the parameters where the rule reads them."""
-        for block, part, grad in zip(self.blocks, self.parts, grads, strict=True):
-            part["grad"].copy_(grad)
-            if "params" in part:
-                part["params"].copy_(block.gather(tensors))
-        if self.transforms:
-            self.flats["grad"].copy_(self._transform(self.flats["grad"]))
-
-    def transformed(self, grads: Sequence[Tensor]) -> list[Tensor]:
-        """The gradients of each block as the level's transforms make them."""
-        whole = self._transform(torch.cat(list(grads)).to(self.dtype))
-        return [whole[block.range] for block in self.blocks]
-
-    def _transform(self, gradient: Tensor) -> Tensor:
+    def transformed(self, grads: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The gradients of each block as the level's transforms, which need them all at once, make them."""
+        if not self.transforms:
+            return grads
+        whole = torch.cat(list(grads)).to(self.dtype)
         for transform, state in zip(self.level.rule.clip, self.transforms, strict=True):
-            gradient, after, _ = transform.apply(gradient, state, self.segments)
+            whole, after, _ = transform.apply(whole, state, self.segments)
             for name, new in after.items():
                 state[name].copy_(new)
-        return gradient
+        return [whole[block.range] for block in self.blocks]
+
+    def record(self, block: Block, part: Tensors, grad: Tensor, tensors: Sequence[Tensor]) -> Tensors:
+        """The block's new gradient, and the parameters where the rule reads them: recorded, if they are to be."""
+        found = {"grad": grad, **({"params": block.gather(tensors)} if self.level.rule.reads_params else {})}
+        for name in self.records:
+            part[name].copy_(found[name])
+        return {name: part[name] if self.recorded else x.to(self.dtype) for name, x in found.items()}
 
     def views(self, position: int, shape: torch.Size) -> Tensors:
         """The state of one parameter, as views of the flat buffers, under torch's names."""
@@ -210,7 +197,8 @@ class Bucket:
     def part(self, keep: list[int], tensors: Sequence[Tensor]) -> Bucket:
         """A new bucket with a copy of the parameters at places `keep`."""
         index = [self.index[i] for i in keep]
-        made = Bucket(self.level, index, [tensors[i] for i in index], self.fused)
+        chosen_tensors = [tensors[i] for i in index]
+        made = Bucket(self.level, index, chosen_tensors, recorded=self.recorded, fused=self.fused)
         chosen = torch.tensor(keep, device=self.device)
         made.pending = self.pending
         coefficients = self.layout.unpack(self.coefficients)

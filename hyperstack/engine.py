@@ -132,7 +132,7 @@ class Tower:
         order = sorted(range(len(tensors)), key=lambda i: tensors[i].numel() >= BLOCK // 8)
         wanted = (i for i in order if grads[i] is not None and i not in known)
         fresh = _grouped(wanted, lambda i: kinds[i][:-1])
-        arranged += [Bucket(self.levels[0], index, [tensors[i] for i in index], self.tapes.fused) for index in fresh]
+        arranged += [self.primary.bucket(index, tensors) for index in fresh]
         steps += [self._number(0.0)] * len(fresh)
         if arranged != self.buckets:
             self.buckets, self.steps = arranged, torch.stack(steps)
@@ -205,8 +205,7 @@ class Tower:
         self.steps = saved["steps"].to(self.cells, copy=True)
         self.buckets = []
         for record in saved["buckets"]:
-            index = list(record["index"])
-            bucket = Bucket(self.levels[0], index, [tensors[i] for i in index], self.tapes.fused)
+            bucket = self.primary.bucket(list(record["index"]), tensors)
             bucket.restore(record)
             self.buckets.append(bucket)
         self.tapes.clear()

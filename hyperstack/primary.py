@@ -31,6 +31,11 @@ class Primary:
         self.level, self.tapes = level, tapes
         self.measures = measured and bool(level.depends)
 
+    def bucket(self, index: list[int], tensors: Sequence[Tensor]) -> Bucket:
+        """A new bucket of the tensors at `index`."""
+        chosen = [tensors[i] for i in index]
+        return Bucket(self.level, index, chosen, recorded=self.measures, fused=self.tapes.fused)
+
     def pull(self, bucket: Bucket, grads: Sequence[Tensor] | None) -> Tensor:
         """The products of cotangents with the derivative of a bucket's last update by each coefficient in `depends`.
 
@@ -60,12 +65,12 @@ class Primary:
     def push(self, bucket: Bucket, tensors: list[Tensor], grads: Sequence[Tensor], coefficients: Tensor) -> None:
         """Record a bucket's new gradient, flat for each block, and move its tensors by the rule."""
         bucket.coefficients.copy_(coefficients)
-        bucket.record(grads, tensors)
+        grads = bucket.transformed(grads)
         numbers = bucket.layout.unpack(bucket.coefficients)
-        for block, part in zip(bucket.blocks, bucket.parts, strict=True):
-            inputs = {**part, **numbers}
+        for block, part, grad in zip(bucket.blocks, bucket.parts, grads, strict=True):
+            inputs = {**part, **numbers, **bucket.record(block, part, grad, tensors)}
             if self.measures and _looks_ahead(bucket):
-                bucket.ahead = self._ahead(bucket, block).early(inputs, part["grad"])
+                bucket.ahead = self._ahead(bucket, block).early(inputs, inputs["grad"])
                 delta = bucket.ahead[0].pop("delta")
             else:
                 states = () if self.measures else bucket.states
@@ -138,8 +143,7 @@ class FusedPrimary(Primary):
 
     def push(self, bucket: Bucket, tensors: list[Tensor], grads: Sequence[Tensor], coefficients: Tensor) -> None:
         """As `Primary.push`."""
-        if bucket.transforms:  # which need the whole gradient at once
-            grads = bucket.transformed(grads)
+        grads = bucket.transformed(grads)
         known, writes = {"coefficients": coefficients}, ["target", *bucket.records]
         if bucket.pending:
             known["before"] = bucket.coefficients
@@ -166,9 +170,9 @@ class FusedPrimary(Primary):
         before, numbers = inputs.get("before"), bucket.layout.unpack(inputs["coefficients"])
         state = {} if before is None else self._settled(bucket, block, {**inputs, "coefficients": before})
         record = {"grad": inputs["gradient"].to(bucket.dtype), "params": inputs["target"].to(bucket.dtype)}
-        record = {name: record[name] for name in bucket.records}
         delta, after = self._update(bucket, block, {**inputs, **numbers, **state, **record})
-        return {"target": inputs["target"] + delta, **record, **(state if self.measures else _states(after))}
+        kept = {name: record[name] for name in bucket.records}
+        return {"target": inputs["target"] + delta, **kept, **(state if self.measures else _states(after))}
 
 
 def _looks_ahead(bucket: Bucket) -> bool:

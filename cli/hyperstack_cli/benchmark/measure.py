@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 
@@ -109,14 +110,26 @@ def peak_memory(contestant: str, task: str, device: str, steps: int = 8) -> floa
 def _alone(contestant: str, task: str, device: str, steps: int) -> None:
     chosen, place = workload(task), torch.device(device)
     inputs, targets = (x.to(place) for x in chosen.batch())
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    before = _resident("VmRSS")
     step = contestants()[contestant].make(chosen.model().to(place), chosen).step
     for _ in range(steps):
         step(inputs, targets)
     if place.type == "cuda":
         print(torch.cuda.max_memory_allocated(place) / 2**20)
     else:
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before)
+        print(_resident("VmHWM") - before)
+
+
+def _resident(name: str) -> float:
+    """This process's memory in MiB, now or at its peak: as Linux has it, else the peak for either."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(name):
+                return int(line.split()[1]) / 1024
+    except OSError:
+        pass
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def as_json(figures: list[Figures]) -> list[dict[str, object]]:
