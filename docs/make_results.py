@@ -1,22 +1,29 @@
 """Measure the tables of README.md and docs/, and write them where they stand.
 
     python docs/make_results.py              every table, from MNIST runs: about half an hour on two cores
-    python docs/make_results.py start        only the tables named: start, clipping, rates, family, long
+    python docs/make_results.py start        only the tables named: start, clipping, rates, family, long, speed, sweep
     python docs/make_results.py --show start to the screen, not into the files
 
-Each figure is the test error in percent after the last epoch, as `hyperstack train mnist --stack STACK --seed SEED`
-reports it: mean ± standard deviation over seeds 0, 1 and 2. A table stands between `<!-- results: NAME -->` and
-`<!-- end of results -->`, and is replaced as a whole.
+`speed` and `sweep` come from `hyperstack bench`, and want a quiet machine. Elsewhere a figure is the test error in
+percent after the last epoch, as `hyperstack train mnist --stack STACK --seed SEED` reports it: mean ± standard
+deviation over seeds 0, 1 and 2. A table stands between `<!-- results: NAME -->` and `<!-- end of results -->`, and is
+replaced as a whole.
 """
 
 from __future__ import annotations
 
+import datetime
 import functools
+import json
+import os
+import platform
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 import torch
 
@@ -119,7 +126,62 @@ def long() -> str:
     return markdown(["stack", "test error, %", "published"], rows)
 
 
-TABLES: dict[str, Callable[[], str]] = {f.__name__: f for f in (start, clipping, rates, family, long)}
+def bench(*arguments: str) -> list[dict[str, Any]]:
+    """The figures of `hyperstack bench` for each workload, with the workload's name."""
+    command = [sys.executable, "-m", "hyperstack_cli", "bench", "--memory", "--json", *arguments]
+    print(" ".join(command[2:]), file=sys.stderr, flush=True)
+    found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout)
+    return [{"workload": name, **row} for name, rows in found["workloads"].items() for row in rows]
+
+
+def machine() -> str:
+    """Where it was measured."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    model = next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine()
+    )
+    return f"{model}, {os.cpu_count()} cores, PyTorch {torch.__version__}, {datetime.date.today():%B %Y}"
+
+
+def rows_of(figures: list[dict[str, Any]]) -> list[list[str]]:
+    """The columns that matter, as text; memory and time as ratios too."""
+    rows = []
+    for f in figures:
+        first = next(g for g in figures if g["workload"] == f["workload"])
+        low, high = f["spread"]
+        rows.append(
+            [
+                f["workload"],
+                f"`{f['contestant']}`",
+                f"{f['whole']:.3g}",
+                f"{f['ratio']:.2f} ({low:.2f}-{high:.2f})",
+                f"{f['optimizer']:.3g}",
+                f"{f['optimizer_ratio']:.2f}",
+                f"{f['first'] / 1e3:.2g}",
+                "" if f["state"] is None else f"{f['state']:.0f}",
+                f"{f['memory']:.0f}",
+                f"{f['memory'] / first['memory']:.2f}",
+            ]
+        )
+    return rows
+
+
+HEAD = ["", "", "step, ms", "ratio (quartiles)", "optimizer, ms", "ratio", "first 2, s", "B/par.", "peak, MiB", "ratio"]
+
+
+def speed() -> str:
+    """Whole training steps of three networks."""
+    return f"{machine()}.\n\n" + markdown(HEAD, rows_of(bench("mnist", "gpt", "resnet", "--seconds", "60")))
+
+
+def sweep() -> str:
+    """How the cost grows with the number of parameters."""
+    names = ("torch Adam", "torch Adam, fused", "Adam", "Adam / SGD", "Adam / SGD, compiled")
+    only = [word for name in names for word in ("--only", name)]
+    return markdown(HEAD, rows_of(bench("1e4", "1e5", "1e6", "1e7", "1e8", "--seconds", "15", *only)))
+
+
+TABLES: dict[str, Callable[[], str]] = {f.__name__: f for f in (start, clipping, rates, family, long, speed, sweep)}
 PLACE = re.compile(r"(<!-- results: (\w+) -->\n).*?(\n<!-- end of results -->)", re.DOTALL)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,6 +18,31 @@ from hyperstack.errors import InputError, RunError
 from hyperstack.rule import Rule, RuleType, Stack
 
 StackLike = Stack | Rule | RuleType | str
+
+
+def _untraced(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method that torch.compile leaves alone, as it does torch's own optimizers.
+
+    Torch's decorator loads all of torch.compile at the first call, which takes as long as loading torch: here that is
+    put off until somebody else has done so, and before that nothing can look into the method.
+    """
+    hidden: list[Callable[..., Any]] = []
+
+    @functools.wraps(method)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if "torch._dynamo" not in sys.modules:
+            return method(*args, **kwargs)
+        if not hidden:
+            hidden.append(torch.compiler.disable(method))
+        return hidden[0](*args, **kwargs)
+
+    return call
+
+
+_TORCHS = torch.optim.Optimizer
+_add_param_group, _state_dict, _load_state_dict = (
+    inspect.unwrap(f) for f in (_TORCHS.add_param_group, _TORCHS.state_dict, _TORCHS.load_state_dict)
+)
 
 
 class HyperOptimizer(torch.optim.Optimizer):
@@ -48,6 +76,7 @@ class HyperOptimizer(torch.optim.Optimizer):
         text = str(_as_stack(stack))
         super().__init__(params, {"lr": 1.0, "stack": text, "nonfinite": nonfinite, "compile": bool(compile)})
 
+    @_untraced
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters, with a tower of their own; the group may carry its own `stack`.
 
@@ -59,7 +88,7 @@ class HyperOptimizer(torch.optim.Optimizer):
             stack = _as_stack(param_group.get("stack", self.defaults["stack"]))
             stack.resolve()
             param_group["stack"] = str(stack)
-        super().add_param_group(param_group)
+        _add_param_group(self, param_group)
         group = self.param_groups[-1]
         try:
             _refuse_untrainable(group["params"])
@@ -68,6 +97,7 @@ class HyperOptimizer(torch.optim.Optimizer):
             raise
         self._towers.append(_tower(group))
 
+    @_untraced
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update every level of every tower, then the parameters; returns what `closure` returns.
@@ -124,6 +154,7 @@ class HyperOptimizer(torch.optim.Optimizer):
         """How many steps each hyperparameter was left out of because its hypergradient was not finite."""
         return self._by_key(Tower.nonfinite_counts)
 
+    @_untraced
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what `state_dict` returned, for the same stack and parameters of the same shapes.
 
@@ -138,19 +169,23 @@ class HyperOptimizer(torch.optim.Optimizer):
         for i, (ours, theirs) in enumerate(zip(self.param_groups, groups, strict=True)):
             _refuse_foreign(ours, theirs, towers.get(i), i)
         kept = [dict(theirs, compile=ours["compile"]) for ours, theirs in zip(self.param_groups, groups, strict=True)]
-        super().load_state_dict({**state_dict, "param_groups": kept})
+        _load_state_dict(self, {**state_dict, "param_groups": kept})
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.state.copy()
         state["towers"] = self._export()  # type: ignore[index]
         return {**super().__getstate__(), "state": state}
 
+    zero_grad = _untraced(inspect.unwrap(_TORCHS.zero_grad))
+
+    @_untraced
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values only; safe for `torch.save` and `torch.load(weights_only=True)`."""
         self.state.pop("towers", None)  # type: ignore[call-overload]  # so that it stands last, whenever it is made
         self.state["towers"] = self._export()  # type: ignore[index]
         try:
-            return super().state_dict()
+            state: dict[str, Any] = _state_dict(self)
+            return state
         finally:
             del self.state["towers"]  # type: ignore[arg-type]
 

@@ -61,6 +61,11 @@ class _Recorder(TorchDispatchMode):
             return type(value)(self._argument(each) for each in value)
         return value
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: what keeps torch.compile out of a mode loads all of it first, which takes as long as loading torch."""
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
