@@ -62,14 +62,12 @@ class Block:
         return chosen[0].reshape(-1)[self.piece]
 
     def scatter(self, tensors: Sequence[Tensor], flat: Tensor) -> None:
-        """Write what `gather` returned back, in place, unless it is a view of the tensor already."""
-        chosen = list(tensors[self.tensors])
-        if self.piece is None:
-            torch._foreach_copy_(chosen, torch._C._nn.unflatten_dense_tensors(flat, chosen))
-        elif not chosen[0].is_contiguous():
-            chosen[0].copy_(flat.view(chosen[0].shape))
+        """Write what `gather` returned of a piece back, in place, unless it is a view of the tensor already."""
+        tensor = tensors[self.tensors.start]
+        if tensor.is_contiguous():
+            torch.autograd.graph.increment_version(tensor)  # the kernel has written to it
         else:
-            torch.autograd.graph.increment_version(chosen[0])
+            tensor.copy_(flat.view(tensor.shape))
 
     def add(self, tensors: Sequence[Tensor], delta: Tensor) -> None:
         """Add the block's flat `delta` to its elements of `tensors`, in place."""

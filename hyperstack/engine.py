@@ -113,10 +113,9 @@ class Tower:
 
         Tensors may have been moved or converted since the last step: their state follows them.
         """
-        kinds = [_kind(t, g) for t, g in zip(tensors, grads, strict=True)]
+        kinds = self.admit(tensors, grads)
         if kinds == self._kinds:
             return
-        self._refuse_reshaped(tensors)
         if tensors[0].device != self.cells.device:
             self._move_cells(tensors[0].device)
         arranged: list[Bucket] = []
@@ -140,6 +139,20 @@ class Tower:
             for bucket in arranged:
                 bucket.ahead = None
         self._kinds = kinds
+
+    def admit(self, tensors: Sequence[Tensor], grads: Sequence[Tensor | None]) -> list[tuple[Hashable, ...]]:
+        """What kinds of tensors these are, or a RunError where a step cannot take them; changes nothing."""
+        kinds = [_kind(t, g) for t, g in zip(tensors, grads, strict=True)]
+        if kinds != self._kinds and any(g is not None for g in grads):
+            self._refuse_reshaped(tensors)
+            for i, t in enumerate(tensors):
+                if not t.is_floating_point():
+                    raise RunError(
+                        f"parameter {i} is {str(t.dtype).removeprefix('torch.')} now",
+                        why="HyperOptimizer trains floating-point parameters, not complex ones",
+                        instead="keep it as its torch.view_as_real",
+                    )
+        return kinds
 
     def _refuse_reshaped(self, tensors: Sequence[Tensor]) -> None:
         for bucket in self.buckets:

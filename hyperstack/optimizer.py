@@ -116,6 +116,9 @@ class HyperOptimizer(torch.optim.Optimizer):
                     "HyperOptimizer does not take sparse gradients",
                     instead="make the embedding dense (sparse=False), or give it to an optimizer of its own",
                 )
+        if len(self._towers) > 1:  # refuse before any of them has moved
+            for tower, group, found in zip(self._towers, self.param_groups, grads, strict=True):
+                tower.admit(group["params"], found)
         for tower, group, found in zip(self._towers, self.param_groups, grads, strict=True):
             before = tower.buckets
             tower.step(group["params"], found, group["lr"])

@@ -11,7 +11,7 @@ that torch.compile makes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from functools import partial
 
 import torch
@@ -83,7 +83,7 @@ class Primary:
 
     def _tape(
         self,
-        name: str,
+        name: Hashable,
         bucket: Bucket,
         block: Block,
         function: Callable[[Bucket, Block, Tensors], Tensors],
@@ -92,7 +92,10 @@ class Primary:
         """Blocks of one length share a tape, unless they hold different tensors with numbers of their own."""
         place = (bucket.index[0], block.range.start) if any(self.level.coefficient_dims.values()) else ()
         key = (name, block.segments.total, bucket.dtype, bucket.device, *place)
-        return self.tapes.large(key, partial(function, bucket, block), writes)
+        # Memory taken once has the length of the blocks, and numbers of each tensor are spread over theirs.
+        knows_length = bool(place) or not (self.tapes.fused or bucket.device.type != "cpu")
+        long = () if knows_length else (*bucket.flats, "cotangent", "gradient", "target", "grad", "params")
+        return self.tapes.large(key, partial(function, bucket, block), writes, long)
 
     # -- what the tapes record ---------------------------------------------------------------------------------
 
@@ -135,25 +138,31 @@ class FusedPrimary(Primary):
                 self._tape("settle", bucket, block, self._settled, bucket.states)({**part, **known})
             bucket.pending = False
             return bucket.nothing
-        found = [
-            self._tape("pull", bucket, block, self._products, ())({**part, **known, "cotangent": grad})["products"]
-            for block, part, grad in zip(bucket.blocks, bucket.parts, grads, strict=True)
-        ]
+        found = []
+        for block, part, grad in zip(bucket.blocks, bucket.parts, grads, strict=True):
+            tape = self._tape(("pull", grad.dtype), bucket, block, self._products, ())
+            found.append(tape({**part, **known, "cotangent": grad})["products"])
         return torch.stack(found).sum(0) if len(found) > 1 else found[0]
 
     def push(self, bucket: Bucket, tensors: list[Tensor], grads: Sequence[Tensor], coefficients: Tensor) -> None:
         """As `Primary.push`."""
         grads = bucket.transformed(grads)
-        known, writes = {"coefficients": coefficients}, ["target", *bucket.records]
+        known, writes = {"coefficients": coefficients}, list(bucket.records)
         if bucket.pending:
             known["before"] = bucket.coefficients
         if bucket.pending or not self.measures:
             writes += bucket.states
-        name = "push again" if bucket.pending else "push"
         for block, part, grad in zip(bucket.blocks, bucket.parts, grads, strict=True):
-            inputs = {**part, **known, "gradient": grad, "target": block.gather(tensors)}
-            self._tape(name, bucket, block, self._pushed, writes)(inputs)
-            block.scatter(tensors, inputs["target"])
+            target = block.gather(tensors)
+            inputs = {**part, **known, "gradient": grad, "target": target}
+            # Tensors gathered together may share storage: each adds what it moves, instead of writing where it is.
+            together = block.piece is None
+            key = ("push", bucket.pending, together, grad.dtype, target.dtype)
+            found = self._tape(key, bucket, block, self._pushed, writes if together else ["target", *writes])(inputs)
+            if together:
+                block.add(tensors, found["delta"])
+            else:
+                block.scatter(tensors, target)
         bucket.coefficients.copy_(coefficients)
         bucket.pending = self.measures
 
@@ -172,7 +181,8 @@ class FusedPrimary(Primary):
         record = {"grad": inputs["gradient"].to(bucket.dtype), "params": inputs["target"].to(bucket.dtype)}
         delta, after = self._update(bucket, block, {**inputs, **numbers, **state, **record})
         kept = {name: record[name] for name in bucket.records}
-        return {"target": inputs["target"] + delta, **kept, **(state if self.measures else _states(after))}
+        moved = {"delta": delta} if block.piece is None else {"target": inputs["target"] + delta}
+        return {**moved, **kept, **(state if self.measures else _states(after))}
 
 
 def _looks_ahead(bucket: Bucket) -> bool:

@@ -22,10 +22,13 @@ from hyperstack.layout import Tensors
 from hyperstack.tape.fused import compile_for_inductor
 from hyperstack.tape.host import compile_for_host
 from hyperstack.tape.peephole import shorten, split
-from hyperstack.tape.program import Program
+from hyperstack.tape.program import Program, mentions
 from hyperstack.tape.record import record
 from hyperstack.tape.replay import Replay, compile_for_torch
 from hyperstack.tape.scratch import Scratch
+
+FEW = 1009
+"""How many elements a program is recorded with that does not depend on their number: one that means nothing else."""
 
 
 class Tapes:
@@ -45,10 +48,20 @@ class Tapes:
         found: Tape = self._find(key, lambda: Tape(function, self._on_floats))
         return found
 
-    def large(self, key: tuple[Any, ...], function: Callable[[Tensors], Tensors], writes: Collection[str] = ()) -> Tape:
-        """A function of large tensors; of its results, those called `writes` replace the inputs of these names."""
+    def large(
+        self,
+        key: tuple[Any, ...],
+        function: Callable[[Tensors], Tensors],
+        writes: Collection[str] = (),
+        long: Collection[str] = (),
+    ) -> Tape:
+        """A function of large tensors; of its results, those called `writes` replace the inputs of these names.
+
+        `long`: inputs that the function treats element by element. Recording it keeps all its intermediate results, so
+        it is recorded with the first few of them, unless the programs are to know the length.
+        """
         compiler = self._into_kernels if self.fused else self._on_scratch
-        found: Tape = self._find(key, lambda: Tape(function, compiler, writes))
+        found: Tape = self._find(key, lambda: Tape(function, compiler, writes, long))
         return found
 
     def split(self, key: tuple[Any, ...], function: Callable[[Tensors], Tensors], late: str) -> SplitTape:
@@ -89,15 +102,18 @@ class Tape:
         function: Callable[[Tensors], Tensors],
         compiler: Callable[[Program], Replay],
         writes: Collection[str] = (),
+        long: Collection[str] = (),
     ) -> None:
-        self.function, self.compiler, self.writes = function, compiler, writes
+        self.function, self.compiler, self.writes, self.long = function, compiler, writes, long
         self._names: list[str] = []
         self._replay: Replay | None = None
 
     def __call__(self, inputs: Tensors) -> Tensors:
         """The function's result, without autograd."""
         if self._replay is None:
-            program, names = record(self.function, inputs)
+            program, names = record(self.function, {n: x[:FEW] if n in self.long else x for n, x in inputs.items()})
+            if self.long and mentions(program, FEW):  # it depends on the length after all
+                program, names = record(self.function, inputs)
             found = dict(zip(names, program.outputs, strict=True))
             places = dict(zip(inputs, program.inputs, strict=True))
             self._names = [name for name in names if name not in self.writes]
