@@ -200,3 +200,21 @@ def test_what_floats_are_not_for_is_left_to_torch(function, inputs):
     program, _ = record(function, inputs)
     assert host.compile_for_host(shorten(program)) is None
     assert torch.equal(tape_of(function)(inputs)["y"], function(inputs)["y"])
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: {"y": torch.tanh(x["x0"]) * x["c"][1], "sum": (x["x0"] * x["c"][0]).sum()},
+        lambda x: {"y": torch.ones(len(x["x0"]), dtype=x["x0"].dtype) + x["x0"], "sum": x["c"].sum()},
+        lambda x: {"y": torch.cat(list(x["x0"].split([9, len(x["x0"]) - 9]))[::-1]), "sum": x["c"].sum()},
+    ],
+    ids=["elementwise", "a length", "a part of it"],
+)
+def test_a_kernel_recorded_with_few_elements_takes_all_of_them(function, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda replay, **options: replay)
+    tapes, inputs = Tapes(fused=True), {**vectors(1, 5000), "c": torch.tensor([2.0, 3.0], dtype=torch.float64)}
+    for key in range(2):  # the second finds the kernel of the first
+        got, expected = tapes.large((key,), function, long=["x0"])(inputs), function(inputs)
+        assert torch.equal(got["y"], expected["y"])
+        torch.testing.assert_close(got["sum"], expected["sum"], rtol=1e-13, atol=0)

@@ -22,13 +22,10 @@ from hyperstack.layout import Tensors
 from hyperstack.tape.fused import compile_for_inductor
 from hyperstack.tape.host import compile_for_host
 from hyperstack.tape.peephole import shorten, split
-from hyperstack.tape.program import Program, mentions
+from hyperstack.tape.program import Program
 from hyperstack.tape.record import record
 from hyperstack.tape.replay import Replay, compile_for_torch
 from hyperstack.tape.scratch import Scratch
-
-FEW = 1009
-"""How many elements a program is recorded with that does not depend on their number: one that means nothing else."""
 
 
 class Tapes:
@@ -57,8 +54,8 @@ class Tapes:
     ) -> Tape:
         """A function of large tensors; of its results, those called `writes` replace the inputs of these names.
 
-        `long`: inputs that the function treats element by element. Recording it keeps all its intermediate results, so
-        it is recorded with the first few of them, unless the programs are to know the length.
+        `long`: inputs that are large. Recording keeps all intermediate results, so that a function is recorded with
+        a few of their elements, where that shows that their number does not matter.
         """
         compiler = self._into_kernels if self.fused else self._on_scratch
         found: Tape = self._find(key, lambda: Tape(function, compiler, writes, long))
@@ -111,9 +108,7 @@ class Tape:
     def __call__(self, inputs: Tensors) -> Tensors:
         """The function's result, without autograd."""
         if self._replay is None:
-            program, names = record(self.function, {n: x[:FEW] if n in self.long else x for n, x in inputs.items()})
-            if self.long and mentions(program, FEW):  # it depends on the length after all
-                program, names = record(self.function, inputs)
+            program, names = self._recorded(inputs)
             found = dict(zip(names, program.outputs, strict=True))
             places = dict(zip(inputs, program.inputs, strict=True))
             self._names = [name for name in names if name not in self.writes]
@@ -121,6 +116,15 @@ class Tape:
             program.stores = [places[name] for name in self.writes]
             self._replay = self.compiler(program)
         return dict(zip(self._names, self._replay(*inputs.values()), strict=True))
+
+    def _recorded(self, inputs: Tensors) -> tuple[Program, list[str]]:
+        if not self.long:
+            return record(self.function, inputs)
+        few, other = (
+            record(self.function, {name: x[:count] if name in self.long else x for name, x in inputs.items()})
+            for count in (29, 31)
+        )
+        return few if repr(few[0].nodes) == repr(other[0].nodes) else record(self.function, inputs)
 
 
 class SplitTape:

@@ -57,15 +57,6 @@ class Program:
         return Slot(len(self.specs) - 1)
 
 
-def mentions(program: Program, number: int) -> bool:
-    """Whether an operation has this number among its arguments, or in a list there."""
-
-    def found(value: Any) -> bool:
-        return any(map(found, value)) if isinstance(value, (list, tuple)) else type(value) is int and value == number
-
-    return any(found(node.args) or found(tuple(node.kwargs.values())) for node in program.nodes)
-
-
 def item(values: Any, i: int) -> Any:
     """The i-th result of an operation that has several."""
     return values[i]
