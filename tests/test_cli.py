@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from toy import BATCHES, STACK, Toy, assert_same_run, command, contents, finished_run, ok, same
+from toy import BATCHES, STACK, Toy, assert_same_run, command, contents, ok, same
 
 import hyperstack as hs
 from hyperstack import tasks
@@ -18,24 +18,14 @@ from hyperstack_cli.interrupt import Interrupt
 from hyperstack_cli.main import cli
 from hyperstack_cli.screen import number, percent, shortened
 
-
-@pytest.fixture(autouse=True)
-def _elsewhere(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A finished run of two epochs, and what it said."""
-    path = tmp_path_factory.mktemp("cli") / "run"
-    return path, *finished_run(path)
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 # ---- train
 
 
-def test_train_writes_a_run(run):
-    path, output, remarks = run
+def test_train_writes_a_run(finished):
+    path, output, remarks = finished
     assert sorted(p.name for p in path.iterdir()) == ["checkpoint.pt", "plan.json", "record.jsonl", "summary.json"]
     summary = json.loads((path / "summary.json").read_text())
     assert summary["stack"] == "Adam(0.01) / SGD(0.01, clip) / SGD"
@@ -111,14 +101,14 @@ def test_a_diverged_run_is_a_result(tmp_path):
 def test_more_epochs(tmp_path, run):
     ok("train", "toy", "--quiet", "--epochs", 1, "--stack", STACK, "--set", "α=0.01", "--out", "run")
     ok("train", "toy", "--quiet", "--epochs", 2, "--resume", "--out", "run")
-    assert (tmp_path / "run" / "record.jsonl").read_bytes() == (run[0] / "record.jsonl").read_bytes()
-    mine, theirs = (torch.load(path / "checkpoint.pt") for path in (tmp_path / "run", run[0]))
+    assert (tmp_path / "run" / "record.jsonl").read_bytes() == (run / "record.jsonl").read_bytes()
+    mine, theirs = (torch.load(path / "checkpoint.pt") for path in (tmp_path / "run", run))
     same(mine["model"], theirs["model"])
     same(mine["optimizer"], theirs["optimizer"])
 
 
-def test_a_finished_run_says_so_and_stays_as_it_is(run):
-    path, before, _ = run
+def test_a_finished_run_says_so_and_stays_as_it_is(finished):
+    path, before, _ = finished
     held = contents(path)
     output = ok("train", "toy", "--resume", "--out", path)
     assert output == f"{path} is finished already; for more, ask for --epochs 3 or higher\n{before}"
@@ -128,7 +118,7 @@ def test_a_finished_run_says_so_and_stays_as_it_is(run):
 def test_the_options_of_the_run_may_be_repeated_in_other_words(run):
     stack = "Adam( lr = 1e-2 )/SGD(1e-2,clip=True)/SGD"
     assert "finished already" in ok(
-        *("train", "toy", "--resume", "--out", run[0], "--stack", stack, "--seed", 0, "--batch-size", 32)
+        *("train", "toy", "--resume", "--out", run, "--stack", stack, "--seed", 0, "--batch-size", 32)
     )
 
 
@@ -150,7 +140,7 @@ def test_ctrl_c_ends_a_run_that_can_go_on_bit_for_bit(tmp_path, run, monkeypatch
     assert "interrupted after 1 epochs, 13 steps (13 recorded)" in ok("inspect", "run")
     code, output, _ = command("train", "toy", "--out", "run", "--resume")
     assert code == 0
-    assert_same_run(run[0], tmp_path / "run")
+    assert_same_run(run, tmp_path / "run")
 
 
 def test_the_first_signal_asks_and_the_second_ends():

@@ -7,31 +7,14 @@ import re
 
 import numpy as np
 import pytest
-from toy import command, contents, finished_run, furnished, ok
+from toy import command, contents, ok
 
 from hyperstack.telemetry import read_record
 from hyperstack.telemetry.runfolder import RunFolder
 from hyperstack.telemetry.statistics import statistics
 from hyperstack_cli.screen import number, percent
 
-
-@pytest.fixture(autouse=True)
-def _elsewhere(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A finished run of two epochs."""
-    path = tmp_path_factory.mktemp("cli") / "run"
-    finished_run(path)
-    return path
-
-
-@pytest.fixture
-def folder(tmp_path, run):
-    """Where every command is tried that may write or lose nothing."""
-    return furnished(tmp_path, run)
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 # ---- inspect

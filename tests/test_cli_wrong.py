@@ -5,28 +5,11 @@ import urllib.request
 
 import pytest
 import torch
-from toy import Toy, command, contents, finished_run, furnished, ok
+from toy import Toy, command, contents, ok
 
 from hyperstack import tasks
 
-
-@pytest.fixture(autouse=True)
-def _elsewhere(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A finished run of two epochs."""
-    path = tmp_path_factory.mktemp("cli") / "run"
-    finished_run(path)
-    return path
-
-
-@pytest.fixture
-def folder(tmp_path, run):
-    """Where every command is tried that may write or lose nothing."""
-    return furnished(tmp_path, run)
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 def train(*arguments):
