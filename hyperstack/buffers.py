@@ -21,6 +21,7 @@ from torch import Tensor
 from hyperstack.layout import Layout, Tensors
 from hyperstack.level import Level
 from hyperstack.numerics import Segments
+from hyperstack.transforms import Context
 
 BLOCK = 1 << 18
 """Elements of a block on the CPU: 1 MiB in float32, a dozen of which fit into the cache that its cores share."""
@@ -84,7 +85,7 @@ def cut(segments: Segments, splittable: bool, how: Blocks) -> list[Block]:
     """The blocks of a buffer: small tensors together, large ones alone, in equal pieces where they are `splittable`."""
     blocks: list[Block] = []
     members: list[int] = []
-    start = 0
+    start = gathered = 0
 
     def add(tensors: slice, lengths: list[int], piece: slice | None) -> None:
         nonlocal start
@@ -107,8 +108,9 @@ def cut(segments: Segments, splittable: bool, how: Blocks) -> list[Block]:
                 piece = slice(count * j // parts, count * (j + 1) // parts)
                 add(slice(i, i + 1), [piece.stop - piece.start], piece)
         else:
-            if members and sum(segments.sizes[j] for j in members) + count > how.together:
+            if members and gathered + count > how.together:
                 add_members()
+            gathered = gathered + count if members else count
             members.append(i)
     add_members()
     return blocks
@@ -135,12 +137,14 @@ class Bucket:
     ) -> None:
         self.level, self.index, self.recorded, self.fused = level, index, recorded, fused
         self.device, self.dtype = device, dtype = tensors[0].device, compute_dtype(tensors[0].dtype)
-        self.segments = Segments([tuple(t.shape) for t in tensors], device)
+        self.segments = Segments([tuple(t.shape) for t in tensors], device, [level.names[i] for i in index])
         self.contiguous = tensors[0].is_contiguous()
-        self.blocks = cut(self.segments, self.contiguous, Blocks.best(device, fused))
+        self.blocks = cut(self.segments, self.contiguous and not level.rule.per_layer, Blocks.best(device, fused))
         zeros = torch.zeros(self.segments.total, dtype=dtype, device=device)
-        self.flats: Tensors = {f"state.{name}": flat for name, flat in level.rule.init(zeros).items()}
+        states = {**level.rule.init(zeros), **level.rule.init_layers(zeros.new_zeros(len(index)))}
+        self.flats: Tensors = {f"state.{name}": flat for name, flat in states.items()}
         self.states = list(self.flats)
+        self.whole = {f"state.{name}" for name in level.layer_states}
         self.records = ["grad"] * recorded + ["params"] * (recorded and level.rule.reads_params)
         self.flats.update({name: torch.zeros_like(zeros) for name in self.records})
         self.transforms = [transform.init(self.segments, zeros) for transform in level.rule.clip]
@@ -151,7 +155,10 @@ class Bucket:
         self.nothing = torch.zeros(depending.total, dtype=dtype, device=device)
         self.pending = False
         self.ahead: tuple[Tensors, tuple[Tensor, ...]] | None = None
-        self.parts = [{name: flat[block.range] for name, flat in self.flats.items()} for block in self.blocks]
+        self.parts = [self._part(block) for block in self.blocks]
+
+    def _part(self, block: Block) -> Tensors:
+        return {n: x[block.tensors if n in self.whole else block.range] for n, x in self.flats.items()}
 
     def fits(self, tensors: Sequence[Tensor]) -> bool:
         """Whether its buffers are where, of the dtype that, and cut as its parameters among `tensors` want."""
@@ -168,13 +175,15 @@ class Bucket:
         """The gradients of each block, flat, in their own dtype."""
         return [block.gather(grads) for block in self.blocks]
 
-    def transformed(self, grads: Sequence[Tensor]) -> Sequence[Tensor]:
+    def transformed(self, grads: Sequence[Tensor], tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         """The gradients of each block as the level's transforms, which need them all at once, make them."""
         if not self.transforms:
             return grads
         whole = torch.cat(list(grads)).to(self.dtype)
+        reads = any(transform.reads_params for transform in self.level.rule.clip)
+        params = torch.cat([block.gather(tensors) for block in self.blocks]).to(self.dtype) if reads else None
         for transform, state in zip(self.level.rule.clip, self.transforms, strict=True):
-            whole, after, _ = transform.apply(whole, state, self.segments)
+            whole, after, _ = transform(whole, state, Context(self.segments, params))
             for name, new in after.items():
                 state[name].copy_(new)
         return [whole[block.range] for block in self.blocks]
@@ -190,7 +199,8 @@ class Bucket:
         """The state of one parameter, as views of the flat buffers, under torch's names."""
         start = sum(self.segments.sizes[:position])
         stop = start + self.segments.sizes[position]
-        return {name.removeprefix("state."): self.flats[name][start:stop].view(shape) for name in self.states}
+        found = {n: self.flats[n][position] if n in self.whole else self.flats[n][start:stop] for n in self.states}
+        return {n.removeprefix("state."): x if n in self.whole else x.view(shape) for n, x in found.items()}
 
     def part(self, keep: list[int], tensors: Sequence[Tensor]) -> Bucket:
         """A new bucket with a copy of the parameters at places `keep`."""
@@ -203,7 +213,7 @@ class Bucket:
         kept = made.layout.pack({n: c[chosen] if c.dim() else c for n, c in coefficients.items()})
         made.coefficients.copy_(kept)
         for name, flat in made.flats.items():
-            parts = self.flats[name].split(self.segments.sizes)
+            parts = self.flats[name].split(1 if name in self.whole else self.segments.sizes)
             flat.copy_(torch.cat([parts[i] for i in keep]))
         made.transforms = [
             {name: x.index_select(0, chosen).to(made.device, made.dtype) for name, x in state.items()}

@@ -20,6 +20,7 @@ from torch import Tensor
 from hyperstack.buffers import Bucket
 from hyperstack.layout import Layout, Tensors, section
 from hyperstack.level import Level
+from hyperstack.transforms import Context
 
 
 class Climb:
@@ -52,7 +53,8 @@ class Climb:
             cells.update(grad=like, step=like.new_zeros(len(below.learned)), applied=like.new_zeros(len(below.learned)))
             if level.rule.reads_params:
                 cells["params"] = like
-            cells.update({f"state.{name}": x for name, x in level.rule.init(like).items()})
+            states = {**level.rule.init(like), **level.rule.init_layers(cells["step"])}
+            cells.update({f"state.{name}": x for name, x in states.items()})
             for i, transform in enumerate(level.rule.clip):
                 cells.update({f"clip.{i}.{name}": x for name, x in transform.init(below.segments, like).items()})
         return {f"{k}.{name}": cell for name, cell in cells.items()}
@@ -106,7 +108,8 @@ class Climb:
             cotangent = torch.where(moved, out[f"{k - 1}.hypergradient"], 0.0)
             out[f"{k}.hypergradient"] = pullback([delta], [raw], [cotangent])
         for name, new in after.items():
-            out[f"{k}.state.{name}"] = torch.where(moved, new.detach(), x[f"{k}.state.{name}"])
+            mask = moved if name not in self.levels[k].layer_states else x[f"{k}.applied"] != 0
+            out[f"{k}.state.{name}"] = torch.where(mask, new.detach(), x[f"{k}.state.{name}"])
 
     def _move(self, k: int, x: Tensors, out: Tensors) -> None:
         """Level k's update of level k-1's raw tensor by its hypergradient, guarded and transformed."""
@@ -119,10 +122,11 @@ class Climb:
         grad = torch.where(moved, grad, 0.0)
         for i, transform in enumerate(self.levels[k].rule.clip):
             before = section(x, f"{k}.clip.{i}.")
-            grad, after, factor = transform.apply(grad, before, segments)
+            grad, after, factor = transform(grad, before, Context(segments, x[f"{k - 1}.raw"]))
             out[f"{k - 1}.factor"] = out[f"{k - 1}.factor"] * factor if i else factor
             for name, new in after.items():
-                out[f"{k}.clip.{i}.{name}"] = torch.where(applied, new, before[name])
+                mask = applied.view(-1, *[1] * (new.dim() - 1))
+                out[f"{k}.clip.{i}.{name}"] = torch.where(mask, new, before[name])
         out[f"{k}.grad"], out[f"{k}.applied"] = grad, applied.to(grad.dtype)
         out[f"{k}.step"] = x[f"{k}.step"] + out[f"{k}.applied"]
         if self.levels[k].rule.reads_params:

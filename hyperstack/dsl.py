@@ -4,7 +4,7 @@
     level      Rule   or   Rule(lr, flag, name=value, ...)
     value      number, free name, or one of these in fixed, learned, per_tensor, lin, log, square, logit
     flag       clip, or an option of the rule that is true or false
-    clip=      True, a transform, or a list of transforms
+    clip=      True, a transform, or a list of transforms, whose arguments are numbers, flags and quoted texts
 
 All mistakes of one text are found together and raised as one `StackError`.
 """
@@ -120,7 +120,13 @@ class _Reader:
         def read(key: str, value: ast.expr) -> Any:
             return rule.check(key, self._argument(rule, key, value))
 
-        return rule(**self._arguments(arguments, flags, "lr", read))
+        before = len(self.mistakes)
+        found = self._arguments(arguments, flags, "lr", read)
+        try:
+            return rule(**found) if len(self.mistakes) == before else None
+        except InputError as error:
+            self._note(node, _on_one_line(error))
+            return None
 
     def _argument(self, rule: type[Rule], key: str, node: ast.expr) -> Any:
         """The value of one argument of a rule, not yet checked against the rule."""
@@ -202,10 +208,16 @@ class _Reader:
         required = [f.name for f in known.values() if f.default is MISSING]
         flags = [f.name for f in known.values() if isinstance(f.default, bool)]
 
-        def read(key: str, value: ast.expr) -> float | bool:
+        texts = [f.name for f in known.values() if isinstance(f.default, str)]
+
+        def read(key: str, value: ast.expr) -> float | bool | str:
             if key not in known:
                 hint = nearest(key, known) if known else "it takes nothing"
                 raise InputError(f"{cls.name} has no {key!r}", instead=hint)
+            if key in texts:
+                if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                    return value.value
+                raise InputError(f"{cls.name}'s {key} is a text", instead=f"write {key}={known[key].default!r}")
             literal = self._literal(value)
             if (key in flags) != isinstance(literal, bool):
                 raise InputError(f"{cls.name}'s {key} is {'a flag' if key in flags else 'a number'}, not {literal}")
@@ -255,7 +267,7 @@ def _explain(message: str) -> str:
     if "positional argument follows keyword" in message:
         return "flags come before name=value: move this forward, or write it as name=value"
     if "unterminated string" in message or "string literal" in message:
-        return "a stack holds no quoted text"
+        return "a quoted text does not end here"
     if message.startswith("Exceeds the limit"):
         return "this whole number is too large: write it as a float"
     if "invalid syntax" in message or "Perhaps you forgot a comma" in message:

@@ -30,6 +30,7 @@ Scalars are float64. Nothing waits for the device: there is no branch on a tenso
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -39,11 +40,11 @@ from torch import Tensor
 
 from hyperstack.buffers import BLOCK, Bucket
 from hyperstack.climb import Climb
-from hyperstack.errors import RunError
+from hyperstack.errors import InputError, RunError
 from hyperstack.layout import Tensors
 from hyperstack.level import Level
 from hyperstack.primary import FusedPrimary, Primary
-from hyperstack.rule import Stack
+from hyperstack.rule import Rule, Stack
 from hyperstack.tape import Tapes
 
 
@@ -54,13 +55,22 @@ class Tower:
     is as large as the parameters, and `steps` how many updates each bucket had. `fused`: see `Tapes`.
     """
 
-    def __init__(self, stack: Stack, tensors: Sequence[Tensor], nonfinite: str = "skip", fused: bool = False) -> None:
+    def __init__(
+        self,
+        stack: Stack,
+        tensors: Sequence[Tensor],
+        nonfinite: str = "skip",
+        fused: bool = False,
+        names: Sequence[str] | None = None,
+    ) -> None:
         self.stack = stack
         self.levels: list[Level] = []
-        count, device = len(tensors), tensors[0].device if len(tensors) else torch.device("cpu")
-        for rule, resolved in zip(stack, stack.resolve(), strict=True):
-            self.levels.append(Level(rule, resolved, count, device))
-            count = len(self.levels[-1].learned)
+        device = tensors[0].device if len(tensors) else torch.device("cpu")
+        updated = list(names) if names is not None else [str(i) for i in range(len(tensors))]
+        for k, (rule, resolved) in enumerate(zip(stack, stack.resolve(), strict=True)):
+            _refuse_lost(rule, updated, k, named=k > 0 or names is not None)
+            self.levels.append(Level(rule, resolved, updated, device))
+            updated = self.levels[-1].learned
         self.climb = Climb(self.levels, nonfinite == "skip")
         self.cells = self.climb.start()
         self.buckets: list[Bucket] = []
@@ -167,7 +177,7 @@ class Tower:
     def _move_cells(self, device: torch.device) -> None:
         """Hyperparameters live where the parameters do."""
         old = self.levels
-        self.levels = [Level(level.rule, level.resolved, level.count, device) for level in old]
+        self.levels = [Level(level.rule, level.resolved, level.names, device) for level in old]
         self.climb = Climb(self.levels, self.climb.skips)
         self.cells, self.steps = (x.to(device, self.levels[0].dtype) for x in (self.cells, self.steps))
         self._numbers.clear()
@@ -223,6 +233,18 @@ class Tower:
             self.buckets.append(bucket)
         self.tapes.clear()
         self._kinds = []
+
+
+def _refuse_lost(rule: Rule, names: Sequence[str], k: int, named: bool) -> None:
+    """An InputError where a pattern of names matches nothing."""
+    for transform in rule.clip:
+        if not any(fnmatch.fnmatchcase(name, transform.names) for name in names) and transform.names != "*":
+            shown = ", ".join(names[:8]) + ", ..." * (len(names) > 8)
+            raise InputError(
+                f"names={transform.names!r} of level {k}'s {transform.name} matches nothing",
+                why=f"the names are {shown}" if named else "the parameters came without names",
+                instead="write a pattern that does" if named else "pass model.named_parameters()",
+            )
 
 
 def _kind(tensor: Tensor, grad: Tensor | None) -> tuple[Hashable, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 
 import torch
@@ -14,22 +15,24 @@ from hyperstack.rule import Rule
 
 
 class Level:
-    """A rule with its hyperparameters resolved, for a level that updates `count` tensors.
+    """A rule with its hyperparameters resolved, for a level that updates `count` tensors, which have `names`.
 
     The learned hyperparameters lie one after another in a flat `raw` tensor: `learned` names them, `shapes` and
     `sizes` say what each takes, and `segments` tells them apart. `coefficient_dims` names the rule's coefficients:
     0-dim, or 1-dim with one number a tensor; `depends`, those that depend on anything learned.
     """
 
-    def __init__(self, rule: Rule, resolved: dict[str, Resolved], count: int, device: torch.device) -> None:
-        self.rule, self.resolved, self.count = rule, resolved, count
+    def __init__(self, rule: Rule, resolved: dict[str, Resolved], names: Sequence[str], device: torch.device) -> None:
+        self.rule, self.resolved, self.names, self.count = rule, resolved, names, len(names)
+        count = self.count
         self.dtype, self.device = scalar_dtype(device), device
         self.learned = [name for name, r in resolved.items() if r.learned]
         self.shapes: list[tuple[int, ...]] = [(count,) if resolved[n].per_tensor else () for n in self.learned]
         self.layout = Layout(dict(zip(self.learned, self.shapes, strict=True)))
-        self.segments = Segments(self.shapes, device)
+        self.segments = Segments(self.shapes, device, self.learned)
         self.sizes = self.segments.sizes
         self.fixed = {n: self._tensor(r.value) for n, r in resolved.items() if not r.learned}
+        self.layer_states = list(rule.init_layers(self._tensor([1.0])))
         values = self.values(self.start().requires_grad_())
         found = rule.coefficients(values, self._tensor(1.0))
         self.coefficient_dims = {name: c.dim() for name, c in found.items()}
@@ -64,7 +67,10 @@ class Level:
         self, grad: Tensor, state: Tensors, coefficients: Tensors, params: Tensor | None, segments: Segments
     ) -> tuple[Tensor, Tensors]:
         """What to add to flat tensors told apart by `segments`, and the state after."""
-        spread = {name: segments.expand(c) if c.dim() else c for name, c in coefficients.items()}
+        whole = self.rule.per_layer
+        spread = {n: segments.expand(c) if c.dim() and n not in whole else c for n, c in coefficients.items()}
+        if whole:
+            spread["layers"] = segments  # type: ignore[assignment]
         return self.rule.update(grad, state, SimpleNamespace(**spread), params)
 
 

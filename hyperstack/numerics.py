@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor
@@ -21,16 +22,21 @@ def safe_sqrt(x: Tensor) -> Tensor:
 class Segments:
     """The tensors that lie one after another in a flat buffer.
 
-    `sizes` holds their element counts, `shapes` their shapes. A rule or a transform asks it for one
-    number a tensor (`norm`) and spreads one number a tensor over the elements (`expand`).
+    `sizes` holds their element counts, `shapes` their shapes, `names` what patterns go by. A rule or a transform asks
+    it for one number a tensor (`norm`) and spreads one number a tensor over the elements (`expand`).
     """
 
-    def __init__(self, shapes: Sequence[tuple[int, ...]], device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, shapes: Sequence[tuple[int, ...]], device: torch.device | str = "cpu", names: Sequence[str] | None = None
+    ) -> None:
         self.shapes = tuple(tuple(shape) for shape in shapes)
         self.sizes = [torch.Size(shape).numel() for shape in self.shapes]
+        self.names = tuple(names) if names is not None else tuple(map(str, range(len(self.shapes))))
         self.total = sum(self.sizes)
         self.device = torch.device(device)
         self._repeats = torch.tensor(self.sizes, dtype=torch.int64, device=device)
+        self._parts: dict[tuple[int, ...], tuple[Segments, Tensor]] = {}
+        self._matching: dict[str, tuple[int, ...]] = {}
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -51,3 +57,34 @@ class Segments:
         if self.all_scalar:
             return per_tensor
         return torch.repeat_interleave(per_tensor, self._repeats, output_size=self.total)
+
+    def tensors(self, flat: Tensor) -> list[Tensor]:
+        """Each tensor in its own shape: views of the flat buffer."""
+        return [part.view(shape) for part, shape in zip(flat.split(self.sizes), self.shapes, strict=True)]
+
+    def matching(self, pattern: str) -> tuple[int, ...]:
+        """Which tensors have a name that matches `pattern`, in which * stands for anything."""
+        if pattern not in self._matching:
+            found = (i for i, name in enumerate(self.names) if fnmatchcase(name, pattern))
+            self._matching[pattern] = tuple(found)
+        return self._matching[pattern]
+
+    def take(self, flat: Tensor, chosen: tuple[int, ...]) -> Tensor:
+        """The elements of some of the tensors, flat."""
+        parts = flat.split(self.sizes)
+        return torch.cat([parts[i] for i in chosen])
+
+    def part(self, chosen: tuple[int, ...]) -> Segments:
+        """Some of the tensors alone."""
+        return self._part(chosen)[0]
+
+    def index(self, chosen: tuple[int, ...]) -> Tensor:
+        """Places of tensors, as a tensor."""
+        return self._part(chosen)[1]
+
+    def _part(self, chosen: tuple[int, ...]) -> tuple[Segments, Tensor]:
+        if chosen not in self._parts:
+            index = torch.tensor(chosen, dtype=torch.int64, device=self.device)
+            part = Segments([self.shapes[i] for i in chosen], self.device, [self.names[i] for i in chosen])
+            self._parts[chosen] = part, index
+        return self._parts[chosen]

@@ -230,7 +230,8 @@ def _as_stack(stack: object) -> Stack:
 
 
 def _tower(group: dict[str, Any]) -> Tower:
-    return Tower(parse(group["stack"]), group["params"], group["nonfinite"], group["compile"])
+    names = group.get("param_names")
+    return Tower(parse(group["stack"]), group["params"], group["nonfinite"], group["compile"], names)
 
 
 def _refuse_unknown(group: dict[str, Any]) -> None:

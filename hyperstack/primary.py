@@ -65,7 +65,7 @@ class Primary:
     def push(self, bucket: Bucket, tensors: list[Tensor], grads: Sequence[Tensor], coefficients: Tensor) -> None:
         """Record a bucket's new gradient, flat for each block, and move its tensors by the rule."""
         bucket.coefficients.copy_(coefficients)
-        grads = bucket.transformed(grads)
+        grads = bucket.transformed(grads, tensors)
         numbers = bucket.layout.unpack(bucket.coefficients)
         for block, part, grad in zip(bucket.blocks, bucket.parts, grads, strict=True):
             inputs = {**part, **numbers, **bucket.record(block, part, grad, tensors)}
@@ -89,12 +89,15 @@ class Primary:
         function: Callable[[Bucket, Block, Tensors], Tensors],
         writes: Collection[str],
     ) -> Tape:
-        """Blocks of one length share a tape, unless they hold different tensors with numbers of their own."""
-        place = (bucket.index[0], block.range.start) if any(self.level.coefficient_dims.values()) else ()
-        key = (name, block.segments.total, bucket.dtype, bucket.device, *place)
-        # Memory taken once has the length of the blocks, and numbers of each tensor are spread over theirs.
-        knows_length = bool(place) or not (self.tapes.fused or bucket.device.type != "cpu")
-        long = () if knows_length else (*bucket.flats, "cotangent", "gradient", "target", "grad", "params")
+        """Blocks of one length share a tape, unless they hold tensors with numbers of their own."""
+        if any(self.level.coefficient_dims.values()):
+            shape: Hashable = (bucket.index[0], block.range.start, block.range.stop)
+        else:
+            shape = tuple(block.segments.sizes) if self.level.rule.per_layer else block.segments.total
+        key = (name, shape, bucket.dtype, bucket.device)
+        # Memory taken once has the length of the blocks, and what is of one tensor is spread over its elements.
+        anywhere = isinstance(shape, int) and (self.tapes.fused or bucket.device.type != "cpu")
+        long = (*bucket.flats, "cotangent", "gradient", "target", "grad", "params") if anywhere else ()
         return self.tapes.large(key, partial(function, bucket, block), writes, long)
 
     # -- what the tapes record ---------------------------------------------------------------------------------
@@ -146,7 +149,7 @@ class FusedPrimary(Primary):
 
     def push(self, bucket: Bucket, tensors: list[Tensor], grads: Sequence[Tensor], coefficients: Tensor) -> None:
         """As `Primary.push`."""
-        grads = bucket.transformed(grads)
+        grads = bucket.transformed(grads, tensors)
         known, writes = {"coefficients": coefficients}, list(bucket.records)
         if bucket.pending:
             known["before"] = bucket.coefficients

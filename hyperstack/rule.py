@@ -83,11 +83,15 @@ class Rule(ABC, metaclass=RuleType):
     True for cumulative-average clipping of the gradient that this level receives, or a list of transforms.
     Instances are immutable, comparable and hashable, and print as the text form. `upper_ratio` is how a level above
     starts where its rate is not given: at so many times this rule's rate. Measured; cautious for a new rule.
+
+    A rule that looks at tensors as a whole, as by their norms, names in `per_layer` the coefficients that it uses once
+    a tensor. Its `update` finds those unspread, 0-dim or of shape [tensors], and the tensors themselves as `c.layers`.
     """
 
     hyperparameters: ClassVar[Mapping[str, Hyperparameter]] = {}
     options: ClassVar[Mapping[str, Option]] = {}
     source: ClassVar[str] = ""
+    per_layer: ClassVar[tuple[str, ...]] = ()
     upper_ratio: ClassVar[float] = 1e-5
 
     settings: Mapping[str, Setting]
@@ -115,6 +119,11 @@ class Rule(ABC, metaclass=RuleType):
         object.__setattr__(self, "settings", MappingProxyType(settings))
         object.__setattr__(self, "chosen", MappingProxyType(chosen))
         object.__setattr__(self, "clip", checked.get("clip", ()))
+        if not self.free_names:
+            self.refuse({name: r.value for name, r in self.resolve().items()})
+
+    def refuse(self, values: Mapping[str, float]) -> None:
+        """Raise an InputError where hyperparameters do not fit together; each alone has been checked."""
 
     @classmethod
     def check(cls, name: str, value: Any) -> Any:
@@ -142,6 +151,13 @@ class Rule(ABC, metaclass=RuleType):
     @abstractmethod
     def init(self, like: Tensor) -> State:
         """The state before the first update, each entry elementwise: the shape, device and dtype of `like`."""
+
+    def init_layers(self, like: Tensor) -> State:
+        """State of one number a tensor, in the shape, device and dtype of `like`, where `per_layer` names anything.
+
+        It is part of what `update` takes and returns, and is recorded.
+        """
+        return {}
 
     @abstractmethod
     def coefficients(self, h: SimpleNamespace, t: Tensor) -> dict[str, Tensor]:

@@ -49,7 +49,7 @@ class Trainer:
         torch.manual_seed(plan.seed)
         device = data.train_inputs.device
         self.model = task.model().to(device)
-        self.opt = HyperOptimizer(self.model.parameters(), plan.stack, compile=plan.compile)
+        self.opt = HyperOptimizer(self.model.named_parameters(), plan.stack, compile=plan.compile)
         self.epoch = self.batch = self.steps = 0
         self.seconds = 0.0
         self.total = torch.zeros((), dtype=scalar_dtype(device), device=device)

@@ -78,7 +78,12 @@ def values(draw, declared):
 def transforms(draw):
     """One gradient transform: a class, or an instance with some of its arguments chosen."""
     cls = draw(st.sampled_from([*TRANSFORMS.values()]))
-    kinds = {"bool": st.booleans(), "int": st.integers(1, 9), "float": st.floats(1e-3, 1e3)}
+    kinds = {
+        "bool": st.booleans(),
+        "int": st.integers(1, 9),
+        "float": st.floats(1e-3, 1e3),
+        "str": st.sampled_from(["*", "lr", "a[b]?", "é'\""]),
+    }
     needed = [f for f in fields(cls) if f.default is MISSING]
     if not needed and draw(st.booleans()):
         return cls
@@ -320,7 +325,7 @@ REFUSED_BY_PYTHON = [
     ("Adam(α) / SGD(1e-5, clip", ("(", "'(' was never closed")),
     ("Adam(α) / SGD)", (")", "unmatched ')'")),
     ("Adam(α) / SGD(β]", ("]", "closing parenthesis ']' does not match opening parenthesis '('")),
-    ("Adam(α) / SGD('", ("'", "a stack holds no quoted text")),
+    ("Adam(α) / SGD('", ("'", "a quoted text does not end here")),
     ("Adam(α, β“)", ("“", "invalid character '“'")),
     ("Adam(α) # for now", ("# for now", "a stack has no comments")),
     ("Adam(α)\0 / \ud800", ("?", "U+0000 is no character of a stack"), ("?", "U+D800 is no character of a stack")),

@@ -8,7 +8,7 @@ import torch
 
 from hyperstack.errors import InputError
 from hyperstack.numerics import Segments
-from hyperstack.transforms import TRANSFORMS, Cumulative, Transform
+from hyperstack.transforms import TRANSFORMS, Context, Cumulative, Transform
 
 SHAPES = {
     "tensors": [(3, 4), (1,), (), (7,), (2, 1, 5)],
@@ -76,7 +76,7 @@ def test_cumulative_against_its_transcription(skip_zeros, shapes, dtype):
     state = transform.init(segments, torch.zeros(segments.total, dtype=dtype))
     clipped_at_all = torch.zeros(len(shapes), dtype=torch.bool)
     for gradient in gradients(shapes, dtype):
-        after, state, factor = transform.apply(gradient, state, segments)
+        after, state, factor = transform(gradient, state, Context(segments))
         expected = [clip(part.tolist()) for clip, part in zip(slow, gradient.split(segments.sizes), strict=True)]
         same(after, [x for part, _ in expected for x in part], rtol)
         same(factor, [f for _, f in expected], rtol)
@@ -92,7 +92,7 @@ def test_cumulative_shortens_and_never_turns(skip_zeros):
     transform, segments = Cumulative(skip_zeros=skip_zeros), Segments(SHAPES["tensors"])
     state = transform.init(segments, torch.zeros(segments.total, dtype=torch.float64))
     for gradient in gradients(SHAPES["tensors"], broken=False):
-        after, state, factor = transform.apply(gradient, state, segments)
+        after, state, factor = transform(gradient, state, Context(segments))
         norm, expanded = segments.norm(gradient), segments.expand(factor)
         assert ((factor > 0) & (factor <= 1)).all()
         assert torch.equal(factor[norm == 0], torch.ones_like(factor[norm == 0]))
@@ -105,10 +105,10 @@ def test_cumulative_on_a_steady_gradient_after_one_zero_step():
     segments, steady = Segments([(3,), ()]), torch.tensor([3.0, 0.0, -4.0, 0.25], dtype=torch.float64)
     for skip_zeros, expected in ((False, 0.5), (True, 1.0)):
         transform = Cumulative(skip_zeros=skip_zeros)
-        _, state, factor = transform.apply(0 * steady, transform.init(segments, steady), segments)
+        _, state, factor = transform(0 * steady, transform.init(segments, steady), Context(segments))
         assert factor.tolist() == [1.0, 1.0]
         for _ in range(60):
-            after, state, factor = transform.apply(steady, state, segments)
+            after, state, factor = transform(steady, state, Context(segments))
             same(factor, [expected] * 2, 1e-13)
             same(after, (expected * steady).tolist(), 1e-13)
 
@@ -124,12 +124,12 @@ def test_a_number_that_is_not_finite_leaves_no_trace_in_the_average(bad, skip_ze
     for i, gradient in enumerate(good):
         if i % 4 == 0:
             kept = interrupted["average"][1].item(), interrupted["steps"][1].item()
-            passed, interrupted, factor = transform.apply(broken, interrupted, segments)
+            passed, interrupted, factor = transform(broken, interrupted, Context(segments))
             assert torch.equal(passed[:2], broken[:2]) or passed[0].isnan()
             assert factor[0] == 1
             interrupted["average"][1], interrupted["steps"][1] = kept  # the other tensor did count it
-        _, straight, one = transform.apply(gradient, straight, segments)
-        _, interrupted, other = transform.apply(gradient, interrupted, segments)
+        _, straight, one = transform(gradient, straight, Context(segments))
+        _, interrupted, other = transform(gradient, interrupted, Context(segments))
         assert torch.equal(one, other)
         assert all(torch.equal(straight[k], interrupted[k]) for k in straight)
 
@@ -146,7 +146,7 @@ def test_every_transform_is_pure_and_grows_nothing(transform, shapes, dtype):
     for gradient in gradients(shapes, dtype):
         before, copies = gradient.clone(), {k: v.clone() for k, v in state.items()}
         versions = [v._version for v in (gradient, *state.values())]
-        after, new, factor = transform.apply(gradient, state, segments)
+        after, new, factor = transform(gradient, state, Context(segments))
         assert torch.equal(gradient.nan_to_num(nan=7.0), before.nan_to_num(nan=7.0))
         assert all(torch.equal(state[k], copies[k]) for k in state)
         assert versions == [v._version for v in (gradient, *state.values())]
@@ -163,7 +163,7 @@ def test_every_transform_runs_without_a_look_at_a_value(transform, shapes):
     gradient = torch.empty(segments.total, device="meta")
     state = transform.init(segments, gradient)
     for _ in range(2):
-        after, state, factor = transform.apply(gradient, state, segments)
+        after, state, factor = transform(gradient, state, Context(segments))
         assert all(t.device.type == "meta" for t in (after, factor, *state.values()))
         assert (after.shape, factor.shape) == (gradient.shape, (len(shapes),))
 
@@ -182,7 +182,7 @@ def test_every_transform_is_a_value(transform):
 
 def test_a_second_transform_of_one_name_is_refused():
     known = dict(TRANSFORMS)
-    with pytest.raises(InputError, match=r"cumulative is taken by hyperstack\.transforms\.Cumulative"):
+    with pytest.raises(InputError, match=r"cumulative is taken by hyperstack\.transforms\.clipping\.Cumulative"):
 
         class Other(Transform):
             name = "cumulative"
