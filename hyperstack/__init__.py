@@ -23,14 +23,16 @@ from hyperstack.hyperparameter import (
     per_tensor,
     square,
 )
+from hyperstack.numerics import huberize
 from hyperstack.optimizer import HyperOptimizer
 from hyperstack.rule import RULES, Option, Rule, Stack
-from hyperstack.rules import SGD, AdaBound, AdaGrad, Adam, AdamW, AMSGrad, Lion, NAdam, RAdam, RMSProp, Yogi
+from hyperstack.rules import ALRC, SGD, AdaBound, AdaGrad, Adam, AdamW, AMSGrad, Lion, NAdam, RAdam, RMSProp, Yogi
 from hyperstack.transforms import TRANSFORMS, Transform
 from hyperstack.transforms import Cumulative as cumulative
 from hyperstack.version import __version__
 
 __all__ = [
+    "ALRC",
     "NON_NEGATIVE",
     "POSITIVE",
     "RULES",
@@ -62,6 +64,7 @@ __all__ = [
     "cumulative",
     "fixed",
     "free",
+    "huberize",
     "learned",
     "lin",
     "log",

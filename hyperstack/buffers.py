@@ -13,15 +13,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hyperstack.layout import Layout, Tensors
+from hyperstack.derivatives import pushforward
+from hyperstack.layout import Layout, Tensors, section
 from hyperstack.level import Level
 from hyperstack.numerics import Segments
-from hyperstack.transforms import Context
+from hyperstack.transforms import Context, State, Transform
 
 BLOCK = 1 << 18
 """Elements of a block on the CPU: 1 MiB in float32, a dozen of which fit into the cache that its cores share."""
@@ -81,6 +83,10 @@ class Block:
             chosen[0].view(-1)[self.piece].add_(delta)
 
 
+def _only_gradient(transform: Transform, state: State, context: Context, gradient: Tensor) -> Tensor:
+    return transform(gradient, state, context)[0]
+
+
 def cut(segments: Segments, splittable: bool, how: Blocks) -> list[Block]:
     """The blocks of a buffer: small tensors together, large ones alone, in equal pieces where they are `splittable`."""
     blocks: list[Block] = []
@@ -126,10 +132,11 @@ class Bucket:
 
     `index`: which of the tower's tensors; `flats`: "state.NAME", the rule's state (*before* the last update while
     `pending`, else after it), and where the derivative of that update is asked for, `recorded`, "grad", its transformed
-    gradient, and "params", the parameters before it, where the rule reads them; `parts`: the flats cut into `blocks`,
-    as views; `coefficients`: those of that update, one after another; `nothing`: a 0 for each element of those that
-    depend on anything learned; `transforms`: one state a transform; `fused`: whether fused kernels work on it;
-    `ahead`: of a small bucket, what could be computed of its next pull at its last push, a cache.
+    gradient, "params", the parameters before it, where the rule reads them, and "tangent.NAME", how that gradient
+    depends on what acts on the losses; `whole`: the flats with one number a tensor; `parts`: the flats cut into
+    `blocks`, as views; `coefficients`: those of that update, one after another; `nothing`: a 0 for each element of
+    those that depend on anything learned; `transforms`: one state a transform; `fused`: whether fused kernels work on
+    it; `ahead`: of a small bucket, what could be computed of its next pull at its last push, a cache.
     """
 
     def __init__(
@@ -146,7 +153,8 @@ class Bucket:
         self.states = list(self.flats)
         self.whole = {f"state.{name}" for name in level.layer_states}
         self.records = ["grad"] * recorded + ["params"] * (recorded and level.rule.reads_params)
-        self.flats.update({name: torch.zeros_like(zeros) for name in self.records})
+        tangents = [f"tangent.{name}" for name in level.tangents if recorded]
+        self.flats.update({name: torch.zeros_like(zeros) for name in (*self.records, *tangents)})
         self.transforms = [transform.init(self.segments, zeros) for transform in level.rule.clip]
         shapes: dict[str, tuple[int, ...]] = {n: (len(index),) * d for n, d in level.coefficient_dims.items()}
         self.layout = Layout(shapes)
@@ -171,19 +179,35 @@ class Bucket:
         chosen = [tensors[i] for i in self.index]
         return None if chosen[0] is None else chosen  # type: ignore[return-value]
 
+    def pick_like(self, mine: Sequence[Tensor], tensors: Sequence[Tensor | None]) -> list[Tensor]:
+        """The bucket's own among the tower's `tensors`; zeros like `mine` where they are None."""
+        chosen = (tensors[i] for i in self.index)
+        return [torch.zeros_like(p) if x is None else x for p, x in zip(mine, chosen, strict=True)]
+
     def gather(self, grads: Sequence[Tensor]) -> list[Tensor]:
         """The gradients of each block, flat, in their own dtype."""
         return [block.gather(grads) for block in self.blocks]
 
-    def transformed(self, grads: Sequence[Tensor], tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-        """The gradients of each block as the level's transforms, which need them all at once, make them."""
+    def transformed(
+        self, grads: Sequence[Tensor], tensors: Sequence[Tensor], tangents: dict[str, list[Tensor]]
+    ) -> Sequence[Tensor]:
+        """The gradients of each block as the level's transforms, which need them all at once, make them.
+
+        Their tangents go the same way, and are kept.
+        """
+        kept = section(self.flats, "tangent.")
+        for name, flat in kept.items():
+            flat.copy_(torch.cat(self.gather(tangents[name]))) if name in tangents else flat.zero_()
         if not self.transforms:
             return grads
         whole = torch.cat(list(grads)).to(self.dtype)
         reads = any(transform.reads_params for transform in self.level.rule.clip)
         params = torch.cat([block.gather(tensors) for block in self.blocks]).to(self.dtype) if reads else None
         for transform, state in zip(self.level.rule.clip, self.transforms, strict=True):
-            whole, after, _ = transform(whole, state, Context(self.segments, params))
+            context = Context(self.segments, params)
+            for flat in kept.values():
+                flat.copy_(pushforward(partial(_only_gradient, transform, state, context), whole, flat))
+            whole, after, _ = transform(whole, state, context)
             for name, new in after.items():
                 state[name].copy_(new)
         return [whole[block.range] for block in self.blocks]

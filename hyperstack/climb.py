@@ -7,6 +7,7 @@ Everything of size one, or one a hyperparameter, lies in one flat tensor, the ce
                                                      which it was clipped, and how many steps left it out
     k.grad, k.step, k.applied, k.params,             for k > 0: the record of level k's last update, which moved
     k.state.NAME, k.clip.I.NAME                      level k-1's raw tensor; `applied`: 1 for parts that it moved
+    0.loss.NAME                                      what a wrapper knows of the losses; it changes before the step
     schedule                                         the factor that multiplied the primary rate
 """
 
@@ -18,9 +19,11 @@ import torch
 from torch import Tensor
 
 from hyperstack.buffers import Bucket
+from hyperstack.derivatives import pullback
 from hyperstack.layout import Layout, Tensors, section
 from hyperstack.level import Level
 from hyperstack.transforms import Context
+from hyperstack.wrapper import Wrapper
 
 
 class Climb:
@@ -47,6 +50,8 @@ class Climb:
         raw = level.start()
         each = raw.new_ones(len(level.learned))
         cells = {"raw": raw, "hypergradient": raw * 0, "factor": each, "nonfinite": each * 0}
+        if isinstance(level.rule, Wrapper):
+            cells.update({f"loss.{name}": x for name, x in level.rule.init_losses(raw.new_zeros(())).items()})
         if k:
             below = self.levels[k - 1]
             like = below.start() * 0
@@ -141,12 +146,3 @@ class Climb:
         coefficients = level.coefficients(level.values(raw), record[f"{k}.step"].clamp(min=1))
         state, params = section(record, f"{k}.state."), record.get(f"{k}.params")
         return level.update(record[f"{k}.grad"], state, coefficients, params, self.levels[k - 1].segments)
-
-
-def pullback(outputs: list[Tensor], inputs: list[Tensor], cotangents: list[Tensor]) -> Tensor:
-    """The product of cotangents with the derivative of `outputs` by `inputs`, flat; 0 where nothing depends on it."""
-    pairs = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if o.requires_grad]
-    if not pairs:
-        return torch.cat([torch.zeros_like(x).reshape(-1) for x in inputs])
-    found = torch.autograd.grad([o for o, _ in pairs], inputs, [c for _, c in pairs], materialize_grads=True)
-    return torch.cat([x.reshape(-1) for x in found])

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ast
 import warnings
+from collections import ChainMap
 from collections.abc import Callable
 from dataclasses import MISSING, fields
 from typing import Any
@@ -21,6 +22,7 @@ from hyperstack.errors import InputError, StackError
 from hyperstack.hyperparameter import MODIFIERS, Setting, as_setting, free
 from hyperstack.rule import RULES, Rule, Stack, nearest
 from hyperstack.transforms import TRANSFORMS, Transform
+from hyperstack.wrapper import WRAPPERS, Wrapper
 
 MAX_LENGTH = 10_000
 UNREADABLE = (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError)
@@ -37,6 +39,9 @@ def parse(text: str) -> Stack:
     return _Reader(text).stack()
 
 
+LEVELS = ChainMap(RULES, WRAPPERS)
+
+
 class _Reader:
     """Reads one text; a mistake is noted with its place, and reading goes on."""
 
@@ -49,7 +54,7 @@ class _Reader:
         nodes = [] if tree is None else self._levels(tree)
         if len(nodes) > Stack.MAX_HEIGHT:
             self._note(nodes[Stack.MAX_HEIGHT], f"a stack has at most {Stack.MAX_HEIGHT} levels, here are {len(nodes)}")
-        levels = [self._level(node) for node in nodes]
+        levels = [self._placed(node, k) for k, node in enumerate(nodes)]
         if self.mistakes:
             raise StackError(self.text, self.mistakes)
         return Stack(level for level in levels if level is not None)
@@ -106,22 +111,32 @@ class _Reader:
                 found.append(node)
         return found[::-1]
 
+    def _placed(self, node: ast.expr, k: int) -> Rule | None:
+        """Level `k`, which may stand there."""
+        level = self._level(node)
+        if level is not None and k < Stack.MAX_HEIGHT:
+            try:
+                level.check_place(k)
+            except InputError as error:
+                self._note(node, _on_one_line(error))
+        return level
+
     def _level(self, node: ast.expr) -> Rule | None:
         name, arguments = self._call(node)
-        if name is None or name.id not in RULES:
+        if name is None or name.id not in LEVELS:
             if name is None or name.id in MODIFIERS or name.id in TRANSFORMS:
                 self._note(node, "a rule was expected, such as Adam or SGD(1e-5)")
             else:
-                self._note(name, f"no rule is called {name.id}: {nearest(name.id, RULES)}")
+                self._note(name, f"no rule is called {name.id}: {nearest(name.id, LEVELS)}")
             return None
-        rule = RULES[name.id]
+        rule = LEVELS[name.id]
         flags = ["clip", *(k for k, option in rule.options.items() if isinstance(option.default, bool))]
 
         def read(key: str, value: ast.expr) -> Any:
             return rule.check(key, self._argument(rule, key, value))
 
         before = len(self.mistakes)
-        found = self._arguments(arguments, flags, "lr", read)
+        found = self._arguments(arguments, flags, "base" if issubclass(rule, Wrapper) else "lr", read)
         try:
             return rule(**found) if len(self.mistakes) == before else None
         except InputError as error:
@@ -130,6 +145,8 @@ class _Reader:
 
     def _argument(self, rule: type[Rule], key: str, node: ast.expr) -> Any:
         """The value of one argument of a rule, not yet checked against the rule."""
+        if key == "base":
+            return self._level(node)
         if key == "clip":
             items = node.elts if isinstance(node, ast.List) else [node]
             literal = node.value if isinstance(node, ast.Constant) else None
@@ -204,7 +221,7 @@ class _Reader:
             self._note(node, f"{what}: {nearest(name.id if name else '', TRANSFORMS)}")
             return None
         cls = TRANSFORMS[name.id]
-        known = {f.name: f for f in sorted(fields(cls), key=lambda f: f.kw_only)}
+        known = {f.name: f for f in sorted(fields(cls), key=lambda f: f.kw_only is True)}
         required = [f.name for f in known.values() if f.default is MISSING]
         flags = [f.name for f in known.values() if isinstance(f.default, bool)]
 

@@ -31,8 +31,9 @@ Scalars are float64. Nothing waits for the device: there is no branch on a tenso
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -40,12 +41,14 @@ from torch import Tensor
 
 from hyperstack.buffers import BLOCK, Bucket
 from hyperstack.climb import Climb
+from hyperstack.derivatives import pullback
 from hyperstack.errors import InputError, RunError
-from hyperstack.layout import Tensors
+from hyperstack.layout import Tensors, section
 from hyperstack.level import Level
 from hyperstack.primary import FusedPrimary, Primary
 from hyperstack.rule import Rule, Stack
 from hyperstack.tape import Tapes
+from hyperstack.wrapper import Limited
 
 
 class Tower:
@@ -85,11 +88,17 @@ class Tower:
         return kind(self.levels[0], self.tapes, measured=len(self.levels) > 1)
 
     @torch.no_grad()
-    def step(self, tensors: Sequence[Tensor], grads: Sequence[Tensor | None], schedule: float | Tensor = 1.0) -> None:
+    def step(
+        self,
+        tensors: Sequence[Tensor],
+        grads: Sequence[Tensor | None],
+        schedule: float | Tensor = 1.0,
+        tangents: Mapping[str, Sequence[Tensor | None]] | None = None,
+    ) -> None:
         """Update every level of the tower, and then `tensors` in place, from their gradients.
 
         A tensor whose gradient is None is left where it is, and so is its state; `schedule` multiplies the
-        primary level's rate. Without any gradient nothing happens at all.
+        primary level's rate. Without any gradient nothing happens at all. `tangents`: see `limit`.
         """
         if all(g is None for g in grads):
             return
@@ -106,7 +115,39 @@ class Tower:
         self.steps.copy_(outputs["steps"])
         for b, bucket in enumerate(self.buckets):
             if (flats := gradients[b]) is not None:
-                self.primary.push(bucket, bucket.pick(tensors) or [], flats, outputs[f"coefficients.{b}"])
+                chosen = bucket.pick(tensors) or []
+                mine = {name: bucket.pick_like(chosen, given) for name, given in (tangents or {}).items()}
+                self.primary.push(bucket, chosen, flats, outputs[f"coefficients.{b}"], mine)
+
+    @torch.no_grad()
+    def limit(self, losses: Tensor, heard: bool) -> Limited:
+        """What the primary level's wrapper makes of losses; where they are `heard`, it takes note of them.
+
+        The slopes are by what the level above learns, the raw hyperparameters. The gradients of the losses weighted
+        with them are the tangents that `step` wants.
+        """
+        level = self.levels[0]
+        assert level.limits is not None
+        cells = self.climb.layout.unpack(self.cells)
+        with torch.enable_grad():
+            raw = cells["0.raw"].detach().requires_grad_()
+            values = level.values(raw)
+            own = {name: getattr(values, name) for name in level.limits.own}
+            learned = [own[name] for name in level.tangents]
+            scales = pullback(learned, [raw], [torch.ones_like(x) for x in learned]) if learned else raw
+        now = SimpleNamespace(**{name: x.detach() for name, x in own.items()})
+        found, after = level.limits.limit(losses.detach(), now, section(cells, "0.loss."))
+        if heard:
+            for name, x in after.items():
+                cells[f"0.loss.{name}"].copy_(x)
+        parts = level.layout.unpack(scales)
+        slopes = {name: found.slopes[name] * parts[name].to(losses.dtype) for name in self.tangents}
+        return Limited(found.weights, found.offsets, slopes)
+
+    @property
+    def tangents(self) -> list[str]:
+        """The hyperparameters for which `step` wants tangents: those that act on the losses, and are being learned."""
+        return self.levels[0].tangents if self.primary.measures else []
 
     def _number(self, value: float | Tensor) -> Tensor:
         """A number as a 0-dim tensor, made once for each value."""

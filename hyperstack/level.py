@@ -12,6 +12,7 @@ from hyperstack.hyperparameter import Resolved
 from hyperstack.layout import Layout, Tensors
 from hyperstack.numerics import Segments
 from hyperstack.rule import Rule
+from hyperstack.wrapper import Wrapper
 
 
 class Level:
@@ -26,15 +27,17 @@ class Level:
         self.rule, self.resolved, self.names, self.count = rule, resolved, names, len(names)
         count = self.count
         self.dtype, self.device = scalar_dtype(device), device
+        self.limits = rule if isinstance(rule, Wrapper) else None
         self.learned = [name for name, r in resolved.items() if r.learned]
         self.shapes: list[tuple[int, ...]] = [(count,) if resolved[n].per_tensor else () for n in self.learned]
         self.layout = Layout(dict(zip(self.learned, self.shapes, strict=True)))
         self.segments = Segments(self.shapes, device, self.learned)
         self.sizes = self.segments.sizes
         self.fixed = {n: self._tensor(r.value) for n, r in resolved.items() if not r.learned}
+        self.tangents = [name for name in self.learned if self.limits and name in self.limits.own]
         self.layer_states = list(rule.init_layers(self._tensor([1.0])))
         values = self.values(self.start().requires_grad_())
-        found = rule.coefficients(values, self._tensor(1.0))
+        found = self.coefficients(values, self._tensor(1.0))
         self.coefficient_dims = {name: c.dim() for name, c in found.items()}
         self.depends = [name for name, c in found.items() if c.requires_grad]
 
@@ -54,6 +57,7 @@ class Level:
         values = {name: learned[name] if name in learned else self.fixed[name] for name in self.resolved}
         if schedule is not None:
             values["lr"] = values["lr"] * schedule
+        values.update({_tangent(name): parts[name] for name in self.tangents})
         return SimpleNamespace(**values)
 
     def coefficients(self, values: SimpleNamespace, step: Tensor, index: list[int] | None = None) -> Tensors:
@@ -61,17 +65,35 @@ class Level:
         if index is not None and any(v.dim() for v in vars(values).values()):
             chosen = torch.tensor(index, device=self.device)
             values = SimpleNamespace(**{k: v[chosen] if v.dim() else v for k, v in vars(values).items()})
-        return self.rule.coefficients(values, step)
+        acting = {name: getattr(values, name) for name in map(_tangent, self.tangents)}
+        return {**self.rule.coefficients(values, step), **acting}
 
     def update(
-        self, grad: Tensor, state: Tensors, coefficients: Tensors, params: Tensor | None, segments: Segments
+        self,
+        grad: Tensor,
+        state: Tensors,
+        coefficients: Tensors,
+        params: Tensor | None,
+        segments: Segments,
+        tangents: Tensors | None = None,
     ) -> tuple[Tensor, Tensors]:
-        """What to add to flat tensors told apart by `segments`, and the state after."""
+        """What to add to flat tensors told apart by `segments`, and the state after.
+
+        `tangents`: how the gradient depends on what acts on the losses, where that is to be differentiated.
+        """
+        for name, tangent in (tangents or {}).items():
+            raw = coefficients[_tangent(name)]
+            grad = grad + (raw - raw.detach()) * tangent
         whole = self.rule.per_layer
         spread = {n: segments.expand(c) if c.dim() and n not in whole else c for n, c in coefficients.items()}
         if whole:
             spread["layers"] = segments  # type: ignore[assignment]
         return self.rule.update(grad, state, SimpleNamespace(**spread), params)
+
+
+def _tangent(name: str) -> str:
+    """The coefficient of a hyperparameter that acts on the losses: its raw value."""
+    return f"raw.{name}"
 
 
 def scalar_dtype(device: torch.device) -> torch.dtype:

@@ -19,6 +19,30 @@ def safe_sqrt(x: Tensor) -> Tensor:
     return torch.sqrt(x + torch.finfo(x.dtype).tiny)
 
 
+def spread_bound(mean: Tensor, square: Tensor, n: Tensor | float) -> tuple[Tensor, Tensor]:
+    """The standard deviation of what has this mean and mean square, and `n` of them above the mean."""
+    sigma = (square - mean.square()).clamp(min=0).sqrt()
+    return sigma, mean + n * sigma
+
+
+def huberize(losses: Tensor, h: float = 1.0) -> Tensor:
+    """min(L, sqrt(h L)) of each loss: from `h` on, losses grow as their square root. h = 0 leaves them.
+
+    Source: Ede and Beanland 2020, section I. It composes with any stack: `opt.backward(hs.huberize(losses))`.
+    """
+    return torch.where(losses > h, (h * losses.clamp(min=h)).sqrt(), losses) if h else losses
+
+
+def huber_slope(losses: Tensor, h: float) -> Tensor:
+    """The derivative of `huberize`."""
+    return torch.where(losses > h, (h / losses.clamp(min=h)).sqrt() / 2, 1.0) if h else torch.ones_like(losses)
+
+
+def huber_curve(losses: Tensor, h: float) -> Tensor:
+    """The derivative of `huber_slope`."""
+    return torch.where(losses > h, -huber_slope(losses, h) / (2 * losses), 0.0) if h else torch.zeros_like(losses)
+
+
 class Segments:
     """The tensors that lie one after another in a flat buffer.
 

@@ -15,6 +15,7 @@ from torch.optim.optimizer import ParamsT
 from hyperstack.dsl import parse
 from hyperstack.engine import Tower
 from hyperstack.errors import InputError, RunError
+from hyperstack.losses import Losses
 from hyperstack.rule import Rule, RuleType, Stack
 
 StackLike = Stack | Rule | RuleType | str
@@ -40,8 +41,8 @@ def _untraced(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _TORCHS = torch.optim.Optimizer
-_add_param_group, _state_dict, _load_state_dict = (
-    inspect.unwrap(f) for f in (_TORCHS.add_param_group, _TORCHS.state_dict, _TORCHS.load_state_dict)
+_add_param_group, _state_dict, _load_state_dict, _zero_grad = (
+    inspect.unwrap(f) for f in (_TORCHS.add_param_group, _TORCHS.state_dict, _TORCHS.load_state_dict, _TORCHS.zero_grad)
 )
 
 
@@ -73,6 +74,7 @@ class HyperOptimizer(torch.optim.Optimizer):
     def __init__(self, params: ParamsT, stack: StackLike, *, nonfinite: str = "skip", compile: bool = False) -> None:
         _refuse_wish(nonfinite)
         self._towers: list[Tower] = []
+        self._losses = Losses()
         text = str(_as_stack(stack))
         super().__init__(params, {"lr": 1.0, "stack": text, "nonfinite": nonfinite, "compile": bool(compile)})
 
@@ -110,6 +112,8 @@ class HyperOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         grads = [[p.grad for p in group["params"]] for group in self.param_groups]
+        limiter = self._limiter()
+        tangents = None if limiter is None else self._losses.taken(grads)
         for gradient in (g for group in grads for g in group if g is not None):
             if gradient.layout is not torch.strided:
                 raise RunError(
@@ -121,18 +125,38 @@ class HyperOptimizer(torch.optim.Optimizer):
                 tower.admit(group["params"], found)
         for tower, group, found in zip(self._towers, self.param_groups, grads, strict=True):
             before = tower.buckets
-            tower.step(group["params"], found, group["lr"])
+            tower.step(group["params"], found, group["lr"], tangents if tower is limiter else None)
             if before is not tower.buckets:
                 self._show_state(tower, group["params"])
         return loss
 
-    def backward(self, losses: Tensor) -> None:
-        """Backpropagate per-example losses of any shape, reduced as the primary level wants them: their mean."""
-        self.loss(losses).backward()
+    def backward(self, losses: Tensor, weight: float = 1.0) -> None:
+        """Backpropagate per-example losses of any shape, reduced as the primary level wants them: see `loss`."""
+        self.loss(losses, weight).backward()
 
-    def loss(self, losses: Tensor) -> Tensor:
-        """The scalar that `backward` differentiates, for those who scale it or call `backward` themselves."""
-        return losses.mean()
+    def loss(self, losses: Tensor, weight: float = 1.0) -> Tensor:
+        """The scalar that `backward` differentiates, for those who scale it (AMP) or call `backward` themselves.
+
+        losses: one number an example, of any shape; their mean is taken, or under ALRC that of the limited losses.
+        weight: multiplies the result; 1/4 for each of 4 batches whose gradients are accumulated. Under an ALRC that is
+            learned it belongs here, and not behind the call, so that the hypergradient of n knows of it.
+
+        Under ALRC each step needs at least one call of this or of `backward`. Without gradients, as under
+        `torch.no_grad()`, the running means of the losses stay as they are.
+        """
+        limiter = self._limiter()
+        if limiter is None:
+            return losses.mean() * weight if weight != 1 else losses.mean()
+        heard = torch.is_grad_enabled() and losses.requires_grad
+        found = limiter.limit(losses, heard)
+        if heard:
+            self._losses.hear(losses, found, weight, limiter.tangents, self.param_groups[0]["params"])
+        limited = (found.weights * losses + found.offsets).mean()
+        return limited * weight if weight != 1 else limited
+
+    def _limiter(self) -> Tower | None:
+        """The tower that limits losses, the first, if it does."""
+        return self._towers[0] if self._towers and self._towers[0].levels[0].limits else None
 
     def hyperparameters(self) -> dict[str, Tensor]:
         """Every hyperparameter in use, in natural units, by key: "LEVEL.NAME", such as "0.lr" and "1.lr".
@@ -179,7 +203,11 @@ class HyperOptimizer(torch.optim.Optimizer):
         state["towers"] = self._export()  # type: ignore[index]
         return {**super().__getstate__(), "state": state}
 
-    zero_grad = _untraced(inspect.unwrap(_TORCHS.zero_grad))
+    @_untraced
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As torch.optim's; what `loss` heard since the last step is forgotten with the gradients."""
+        self._losses.forget()
+        _zero_grad(self, set_to_none)
 
     @_untraced
     def state_dict(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from hyperstack.buffers import Block, Bucket
-from hyperstack.climb import pullback
+from hyperstack.derivatives import pullback
 from hyperstack.layout import Tensors, section
 from hyperstack.level import Level
 from hyperstack.tape import SplitTape, Tape, Tapes
@@ -62,10 +62,17 @@ class Primary:
         bucket.pending, bucket.ahead = False, None
         return total if grads is not None else bucket.nothing
 
-    def push(self, bucket: Bucket, tensors: list[Tensor], grads: Sequence[Tensor], coefficients: Tensor) -> None:
+    def push(
+        self,
+        bucket: Bucket,
+        tensors: list[Tensor],
+        grads: Sequence[Tensor],
+        coefficients: Tensor,
+        tangents: dict[str, list[Tensor]],
+    ) -> None:
         """Record a bucket's new gradient, flat for each block, and move its tensors by the rule."""
         bucket.coefficients.copy_(coefficients)
-        grads = bucket.transformed(grads, tensors)
+        grads = bucket.transformed(grads, tensors, tangents)
         numbers = bucket.layout.unpack(bucket.coefficients)
         for block, part, grad in zip(bucket.blocks, bucket.parts, grads, strict=True):
             inputs = {**part, **numbers, **bucket.record(block, part, grad, tensors)}
@@ -106,7 +113,7 @@ class Primary:
         """The update and its derivative."""
         leaves = {name: inputs[name].detach().requires_grad_() for name in self.level.depends}
         with torch.enable_grad():
-            delta, after = self._update(bucket, block, {**inputs, **leaves})
+            delta, after = self._update(bucket, block, {**inputs, **leaves}, section(inputs, "tangent."))
             products = pullback([delta], list(leaves.values()), [inputs["cotangent"]])
         return {"delta": delta.detach(), "products": products, **_states(after)}
 
@@ -117,11 +124,13 @@ class Primary:
         delta, after = self._update(bucket, block, inputs)
         return {"delta": delta, **({} if self.measures else _states(after))}
 
-    def _update(self, bucket: Bucket, block: Block, inputs: Tensors) -> tuple[Tensor, Tensors]:
+    def _update(
+        self, bucket: Bucket, block: Block, inputs: Tensors, tangents: Tensors | None = None
+    ) -> tuple[Tensor, Tensors]:
         coefficients = {name: inputs[name] for name in bucket.layout.shapes}
         mine = {name: c[block.tensors] if c.dim() else c for name, c in coefficients.items()}
         state, params = section(inputs, "state."), inputs.get("params")
-        return self.level.update(inputs["grad"], state, mine, params, block.segments)
+        return self.level.update(inputs["grad"], state, mine, params, block.segments, tangents)
 
 
 class FusedPrimary(Primary):
@@ -147,9 +156,16 @@ class FusedPrimary(Primary):
             found.append(tape({**part, **known, "cotangent": grad})["products"])
         return torch.stack(found).sum(0) if len(found) > 1 else found[0]
 
-    def push(self, bucket: Bucket, tensors: list[Tensor], grads: Sequence[Tensor], coefficients: Tensor) -> None:
+    def push(
+        self,
+        bucket: Bucket,
+        tensors: list[Tensor],
+        grads: Sequence[Tensor],
+        coefficients: Tensor,
+        tangents: dict[str, list[Tensor]],
+    ) -> None:
         """As `Primary.push`."""
-        grads = bucket.transformed(grads, tensors)
+        grads = bucket.transformed(grads, tensors, tangents)
         known, writes = {"coefficients": coefficients}, list(bucket.records)
         if bucket.pending:
             known["before"] = bucket.coefficients

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 RULES: dict[str, type[Rule]] = {}
+Registry = dict[str, type["Rule"]]
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class RuleType(ABCMeta):
     def __init__(cls, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if not cls.__abstractmethods__:
-            register(RULES, cls.__name__, cls)
+            register(cls.registry, cls.__name__, cls)  # type: ignore[attr-defined]
 
     def __truediv__(cls, other: object) -> Stack:
         return Stack.of(cls) / other
@@ -88,6 +89,7 @@ class Rule(ABC, metaclass=RuleType):
     a tensor. Its `update` finds those unspread, 0-dim or of shape [tensors], and the tensors themselves as `c.layers`.
     """
 
+    registry: ClassVar[Registry] = RULES
     hyperparameters: ClassVar[Mapping[str, Hyperparameter]] = {}
     options: ClassVar[Mapping[str, Option]] = {}
     source: ClassVar[str] = ""
@@ -121,6 +123,13 @@ class Rule(ABC, metaclass=RuleType):
         object.__setattr__(self, "clip", checked.get("clip", ()))
         if not self.free_names:
             self.refuse({name: r.value for name, r in self.resolve().items()})
+
+    def check_place(self, k: int) -> None:
+        """Raise an InputError where this cannot be level `k` of a stack."""
+        for transform in self.clip:
+            if k == 0 and transform.reads_slope:
+                what = f"{transform.name} has no meaning on the primary level"
+                raise InputError(what, why="it measures hypergradients", instead="give it to a level above")
 
     def refuse(self, values: Mapping[str, float]) -> None:
         """Raise an InputError where hyperparameters do not fit together; each alone has been checked."""
@@ -205,9 +214,18 @@ class Rule(ABC, metaclass=RuleType):
                 raise InputError(f"{s.value.name} is bound to a plain number, not to {number}")
             return replace(s, value=number.value)
 
-        return type(self)(**{k: bound(s) for k, s in self.settings.items()}, **self.chosen, clip=self.clip)
+        return self.having({k: bound(s) for k, s in self.settings.items()})
+
+    def having(self, settings: Mapping[str, Setting]) -> Rule:
+        """This level with other settings."""
+        return type(self)(**settings, **self.chosen, clip=self.clip)
 
     def __str__(self) -> str:
+        parts = self._parts()
+        return type(self).__name__ + (f"({', '.join(parts)})" if parts else "")
+
+    def _parts(self) -> list[str]:
+        """The arguments as the text form has them."""
         plain = self.clip == (Cumulative(),)
         parts = [str(s) for k, s in self.settings.items() if k == "lr"]
         parts += [k for k, v in self.chosen.items() if v is True] + ["clip"] * plain
@@ -215,7 +233,7 @@ class Rule(ABC, metaclass=RuleType):
         parts += [f"{k}={v!r}" for k, v in self.chosen.items() if v is not True]
         if self.clip and not plain:
             parts.append(f"clip=[{', '.join(map(str, self.clip))}]")
-        return type(self).__name__ + (f"({', '.join(parts)})" if parts else "")
+        return parts
 
     __repr__ = __str__
 
@@ -276,6 +294,8 @@ class Stack:
         for level in self.levels:
             if not isinstance(level, Rule):
                 raise InputError(f"{level!r} is no level of a stack", instead="divide rules, as in Adam / SGD(1e-5)")
+        for k, level in enumerate(self.levels):
+            level.check_place(k)
         if not self.levels:
             raise InputError("a stack needs at least one level", instead="write, for example: Adam / SGD(1e-5)")
         if len(self.levels) > self.MAX_HEIGHT:

@@ -4,6 +4,7 @@ from hyperstack.rules.adabound import AdaBound
 from hyperstack.rules.adagrad import AdaGrad
 from hyperstack.rules.adam import Adam
 from hyperstack.rules.adamw import AdamW
+from hyperstack.rules.alrc import ALRC
 from hyperstack.rules.amsgrad import AMSGrad
 from hyperstack.rules.lion import Lion
 from hyperstack.rules.nadam import NAdam
@@ -13,6 +14,7 @@ from hyperstack.rules.sgd import SGD
 from hyperstack.rules.yogi import Yogi
 
 __all__ = [
+    "ALRC",
     "SGD",
     "AMSGrad",
     "AdaBound",

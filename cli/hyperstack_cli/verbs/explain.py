@@ -58,7 +58,7 @@ def _lines(stack: Stack) -> list[list[str]]:
             name: replace(s, value=level.hyperparameters[name].default) if isinstance(s.value, Free) else s
             for name, s in level.settings.items()
         }
-        return type(level)(**settings, **level.chosen, clip=level.clip)
+        return level.having(settings)
 
     lines: list[list[str]] = []
     for k, (level, resolved) in enumerate(zip(stack, Stack(map(closed, stack)).resolve(), strict=True)):

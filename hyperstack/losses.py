@@ -1,0 +1,66 @@
+"""What `HyperOptimizer.loss` heard since the last step: whether it was called, and the tangents of the gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hyperstack.derivatives import gradients
+from hyperstack.errors import RunError
+from hyperstack.wrapper import Limited
+
+Tangents = dict[str, list[Tensor | None]]
+
+
+class Losses:
+    """Gathers what a step under a wrapper needs beside the gradients: how these depend on what limited the losses.
+
+    The gradient is the sum of each loss's, weighted; its tangent is the same sum with the slopes of the weights. For
+    a single loss that is a multiple of the gradient itself, else it takes a pass backward of its own.
+    """
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Nothing was heard."""
+        self._heard = False
+        self._multiples: dict[str, Tensor] = {}
+        self._tangents: Tangents = {}
+
+    def hear(self, losses: Tensor, found: Limited, weight: float, names: Sequence[str], params: list[Tensor]) -> None:
+        """Losses that will be backpropagated, and how they were limited; `names`: what is being learned of it."""
+        if losses.numel() == 1 and not self._heard:
+            once = found.weights.reshape(())
+            self._multiples = {n: torch.where(once != 0, found.slopes[n].reshape(()) / once, 0.0) for n in names}
+        else:
+            self._add(self._multiplied([p.grad for p in params]))
+            self._multiples = {}
+            for name in names:
+                self._add({name: gradients((found.slopes[name] * losses).mean() * weight, params)})
+        self._heard = True
+
+    def taken(self, grads: list[list[Tensor | None]]) -> Tangents:
+        """The tangents of the first group's gradients, which are then forgotten; a RunError where nothing was heard."""
+        if not self._heard and any(g is not None for group in grads for g in group):
+            raise RunError(
+                "this step's losses never reached the optimizer",
+                why="the primary level limits them, as in ALRC(Adam)",
+                instead="call opt.backward(losses), or opt.loss(losses).backward(), with one loss for each example",
+            )
+        self._add(self._multiplied(grads[0]))
+        tangents = self._tangents
+        self.forget()
+        return tangents
+
+    def _multiplied(self, grads: Sequence[Tensor | None]) -> Tangents:
+        return {name: [None if g is None else g * x for g in grads] for name, x in self._multiples.items()}
+
+    def _add(self, tangents: Tangents) -> None:
+        for name, new in tangents.items():
+            old = self._tangents.get(name, [None] * len(new))
+            self._tangents[name] = [
+                x if o is None else o if x is None else o + x for o, x in zip(old, new, strict=True)
+            ]
