@@ -28,6 +28,7 @@ from hyperstack.optimizer import HyperOptimizer
 from hyperstack.rule import RULES, Option, Rule, Stack
 from hyperstack.rules import ALRC, SGD, AdaBound, AdaGrad, Adam, AdamW, AMSGrad, Lion, NAdam, RAdam, RMSProp, Yogi
 from hyperstack.transforms import TRANSFORMS, Transform
+from hyperstack.transforms import Cosine as cosine
 from hyperstack.transforms import Cumulative as cumulative
 from hyperstack.version import __version__
 
@@ -61,6 +62,7 @@ __all__ = [
     "Transform",
     "Yogi",
     "__version__",
+    "cosine",
     "cumulative",
     "fixed",
     "free",

@@ -134,15 +134,16 @@ class Bucket:
     `pending`, else after it), and where the derivative of that update is asked for, `recorded`, "grad", its transformed
     gradient, "params", the parameters before it, where the rule reads them, and "tangent.NAME", how that gradient
     depends on what acts on the losses; `whole`: the flats with one number a tensor; `parts`: the flats cut into
-    `blocks`, as views; `coefficients`: those of that update, one after another; `nothing`: a 0 for each element of
-    those that depend on anything learned; `transforms`: one state a transform; `fused`: whether fused kernels work on
-    it; `ahead`: of a small bucket, what could be computed of its next pull at its last push, a cache.
+    `blocks`, as views; `coefficients`: those of that update, one after another; `nothing`: what its pull returns where
+    it was not updated, zeros; `transforms`: one state a transform; `ahead`: of a small bucket, what could be computed
+    of its next pull at its last push, a cache.
     """
 
     def __init__(
-        self, level: Level, index: list[int], tensors: Sequence[Tensor], *, recorded: bool, fused: bool
+        self, level: Level, index: list[int], tensors: Sequence[Tensor], *, recorded: bool, fused: bool, sloped: bool
     ) -> None:
-        self.level, self.index, self.recorded, self.fused = level, index, recorded, fused
+        self.level, self.index, self.how = level, index, {"recorded": recorded, "fused": fused, "sloped": sloped}
+        self.recorded = recorded
         self.device, self.dtype = device, dtype = tensors[0].device, compute_dtype(tensors[0].dtype)
         self.segments = Segments([tuple(t.shape) for t in tensors], device, [level.names[i] for i in index])
         self.contiguous = tensors[0].is_contiguous()
@@ -160,7 +161,8 @@ class Bucket:
         self.layout = Layout(shapes)
         self.coefficients = torch.zeros(self.layout.total, dtype=dtype, device=device)
         depending = Layout({name: shapes[name] for name in level.depends})
-        self.nothing = torch.zeros(depending.total, dtype=dtype, device=device)
+        pairs = len(level.depends) ** 2 * (len(index) if any(level.coefficient_dims.values()) else 1)
+        self.nothing = torch.zeros(depending.total + (pairs + 1) * sloped, dtype=dtype, device=device)
         self.pending = False
         self.ahead: tuple[Tensors, tuple[Tensor, ...]] | None = None
         self.parts = [self._part(block) for block in self.blocks]
@@ -230,7 +232,7 @@ class Bucket:
         """A new bucket with a copy of the parameters at places `keep`."""
         index = [self.index[i] for i in keep]
         chosen_tensors = [tensors[i] for i in index]
-        made = Bucket(self.level, index, chosen_tensors, recorded=self.recorded, fused=self.fused)
+        made = Bucket(self.level, index, chosen_tensors, **self.how)
         chosen = torch.tensor(keep, device=self.device)
         made.pending = self.pending
         coefficients = self.layout.unpack(self.coefficients)

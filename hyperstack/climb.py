@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from hyperstack.buffers import Bucket
-from hyperstack.derivatives import pullback
+from hyperstack.derivatives import columns, pullback
 from hyperstack.layout import Layout, Tensors, section
 from hyperstack.level import Level
 from hyperstack.transforms import Context
@@ -29,11 +29,14 @@ from hyperstack.wrapper import Wrapper
 class Climb:
     """One step of all scalars of a tower, a pure function; `layout` names the parts of its cells.
 
-    `skips`: whether a hyperparameter whose hypergradient is not finite is left out of the step, with its states.
+    `skips`: whether a hyperparameter whose hypergradient is not finite is left out of the step, with its states;
+    `sloped`: of each level, whether the level above asks how large its hypergradients could be.
     """
 
     def __init__(self, levels: Sequence[Level], skips: bool) -> None:
         self.levels, self.skips = levels, skips
+        asking = [any(transform.reads_slope for transform in level.rule.clip) for level in levels[1:]]
+        self.sloped = [ask and bool(level.depends) for level, ask in zip(levels, [*asking, False], strict=True)]
         cells = self._start()
         self.layout = Layout({name: tuple(cell.shape) for name, cell in cells.items()})
 
@@ -72,7 +75,7 @@ class Climb:
         and the "coefficients.B" of bucket B's update.
         """
         x = self.layout.unpack(inputs["cells"])
-        out = dict(x)
+        out = dict(x)  # and "k.slope", which is not kept
         if len(self.levels) > 1:
             self._measure_primary(buckets, inputs, x, out)
         for k in range(1, len(self.levels)):
@@ -94,24 +97,51 @@ class Climb:
         level = self.levels[0]
         outputs, products = [], []
         with torch.enable_grad():
-            raw = x["0.raw"].detach().requires_grad_()
+            leaves, raw = _leaves(x["0.raw"], apart=self.sloped[0])
             values = level.values(raw, x["schedule"])
             for b, step in enumerate(inputs["steps"].clamp(min=1).unbind()):
                 found = level.coefficients(values, step, buckets[b].index)
                 flat = [found[name].reshape(-1) for name in level.depends]
                 outputs.append(torch.cat([inputs["steps"][:0], *flat]))
                 products.append(inputs[f"products.{b}"].to(raw.device, raw.dtype))
-            out["0.hypergradient"] = pullback(outputs, [raw], products)
+            if self.sloped[0]:
+                behind = [p[len(o) :] for o, p in zip(outputs, products, strict=True)]
+                eps = max(torch.finfo(bucket.dtype).eps for bucket in buckets)
+                out["0.slope"] = self._slope(leaves, outputs, behind, eps)
+            products = [p[: len(o)] for o, p in zip(outputs, products, strict=True)]
+            out["0.hypergradient"] = pullback(outputs, leaves, products)
+
+    def _slope(self, leaves: list[Tensor], outputs: list[Tensor], products: list[Tensor], eps: float) -> Tensor:
+        """‖∂L/∂θ‖ ‖∂θ/∂h‖ of each number in 0.raw, from the products of derivatives by coefficients with each other."""
+        dims = [self.levels[0].coefficient_dims[name] for name in self.levels[0].depends]
+        total = torch.zeros_like(leaves[0])
+        squares = parts = total.expand(len(leaves))
+        for output, product in zip(outputs, products, strict=True):
+            tensors = (len(product) - 1) // len(dims) ** 2
+            gram = product[:-1].view(len(dims), len(dims), tensors)
+            sizes = [tensors if dim else 1 for dim in dims]
+            changes = [torch.stack([c.expand(tensors) for c in x.split(sizes)]) for x in columns(output, leaves)]
+            squares = squares + torch.stack([torch.einsum("at,abt,bt->", x, gram, x) for x in changes])
+            lengths = gram.diagonal().t().clamp(min=0).sqrt()
+            parts = parts + torch.stack([(x.abs() * lengths).sum(0).square().sum() for x in changes])
+            total = total + product[-1]
+        # What is left of parts that cancel each other, as the betas' at Adam's first step, is rounding: no direction.
+        lost = squares < 100 * eps * parts
+        return torch.where(lost, 0.0, squares).sqrt() * total.sqrt()
 
     def _measure(self, k: int, x: Tensors, out: Tensors) -> None:
         """ĝ[k] from ĝ[k-1] through level k's last update, whose state after it is found on the way."""
         segments = self.levels[k - 1].segments
         moved = segments.expand(x[f"{k}.applied"]) != 0
         with torch.enable_grad():
-            raw = x[f"{k}.raw"].detach().requires_grad_()
+            leaves, raw = _leaves(x[f"{k}.raw"], apart=self.sloped[k])
             delta, after = self._update(k, raw, x)
             cotangent = torch.where(moved, out[f"{k - 1}.hypergradient"], 0.0)
-            out[f"{k}.hypergradient"] = pullback([delta], [raw], [cotangent])
+            if self.sloped[k]:
+                sizes = torch.stack([torch.where(moved, c, 0.0).norm() for c in columns(delta, leaves)])
+                lost = sizes < 1e4 * torch.finfo(sizes.dtype).eps * torch.where(moved, delta, 0.0).detach().norm()
+                out[f"{k}.slope"] = torch.where(lost, 0.0, sizes) * cotangent.norm()
+            out[f"{k}.hypergradient"] = pullback([delta], leaves, [cotangent])
         for name, new in after.items():
             mask = moved if name not in self.levels[k].layer_states else x[f"{k}.applied"] != 0
             out[f"{k}.state.{name}"] = torch.where(mask, new.detach(), x[f"{k}.state.{name}"])
@@ -125,9 +155,10 @@ class Climb:
         applied = finite if self.skips else torch.ones_like(finite)
         moved = segments.expand(applied)
         grad = torch.where(moved, grad, 0.0)
+        context = Context(segments, x[f"{k - 1}.raw"], out.get(f"{k - 1}.slope"))
         for i, transform in enumerate(self.levels[k].rule.clip):
             before = section(x, f"{k}.clip.{i}.")
-            grad, after, factor = transform(grad, before, Context(segments, x[f"{k - 1}.raw"]))
+            grad, after, factor = transform(grad, before, context)
             out[f"{k - 1}.factor"] = out[f"{k - 1}.factor"] * factor if i else factor
             for name, new in after.items():
                 mask = applied.view(-1, *[1] * (new.dim() - 1))
@@ -146,3 +177,12 @@ class Climb:
         coefficients = level.coefficients(level.values(raw), record[f"{k}.step"].clamp(min=1))
         state, params = section(record, f"{k}.state."), record.get(f"{k}.params")
         return level.update(record[f"{k}.grad"], state, coefficients, params, self.levels[k - 1].segments)
+
+
+def _leaves(raw: Tensor, apart: bool) -> tuple[list[Tensor], Tensor]:
+    """A flat tensor to be differentiated by: as it is, or `apart` as numbers; and made of these again."""
+    if not apart:
+        whole = raw.detach().requires_grad_()
+        return [whole], whole
+    leaves = [x.requires_grad_() for x in raw.detach().clone().unbind()]
+    return leaves, torch.stack(leaves)

@@ -85,7 +85,8 @@ class Tower:
 
     def _primary(self) -> Primary:
         kind = FusedPrimary if self.tapes.fused else Primary
-        return kind(self.levels[0], self.tapes, measured=len(self.levels) > 1)
+        sloped = self.climb.sloped[0]
+        return kind(self.levels[0], self.tapes, measured=len(self.levels) > 1, sloped=sloped)
 
     @torch.no_grad()
     def step(

@@ -222,6 +222,7 @@ class HyperOptimizer(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self._losses = Losses()
         saved = self.state.pop("towers", {})  # type: ignore[call-overload]
         self._towers = [_tower(group) for group in self.param_groups]
         for i, (tower, group) in enumerate(zip(self._towers, self.param_groups, strict=True)):

@@ -18,27 +18,31 @@ import torch
 from torch import Tensor
 
 from hyperstack.buffers import Block, Bucket
-from hyperstack.derivatives import pullback
+from hyperstack.derivatives import columns, pullback
 from hyperstack.layout import Tensors, section
 from hyperstack.level import Level
 from hyperstack.tape import SplitTape, Tape, Tapes
 
 
 class Primary:
-    """Pull and push of one level; `measures`: whether anything above asks for the derivative."""
+    """Pull and push of one level; `measures`: whether anything above asks for the derivative; `sloped`: whether for its
+    size as well.
+    """
 
-    def __init__(self, level: Level, tapes: Tapes, measured: bool) -> None:
-        self.level, self.tapes = level, tapes
+    def __init__(self, level: Level, tapes: Tapes, measured: bool, sloped: bool) -> None:
+        self.level, self.tapes, self.sloped = level, tapes, sloped
         self.measures = measured and bool(level.depends)
 
     def bucket(self, index: list[int], tensors: Sequence[Tensor]) -> Bucket:
         """A new bucket of the tensors at `index`."""
         chosen = [tensors[i] for i in index]
-        return Bucket(self.level, index, chosen, recorded=self.measures, fused=self.tapes.fused)
+        how = {"recorded": self.measures, "fused": self.tapes.fused, "sloped": self.sloped}
+        return Bucket(self.level, index, chosen, **how)
 
     def pull(self, bucket: Bucket, grads: Sequence[Tensor] | None) -> Tensor:
         """The products of cotangents with the derivative of a bucket's last update by each coefficient in `depends`.
 
+        Where `sloped`, behind them the products of these derivatives with each other, and the cotangents' with itself.
         Brings the bucket's state up to date; without cotangents (no gradient in this step) only that. A bucket that
         was not updated in the last step adds nothing.
         """
@@ -114,8 +118,21 @@ class Primary:
         leaves = {name: inputs[name].detach().requires_grad_() for name in self.level.depends}
         with torch.enable_grad():
             delta, after = self._update(bucket, block, {**inputs, **leaves}, section(inputs, "tangent."))
+            derivatives = columns(delta, list(leaves.values())) if self.sloped else []
             products = pullback([delta], list(leaves.values()), [inputs["cotangent"]])
+        if self.sloped:
+            squared = inputs["cotangent"].square().sum()
+            products = torch.cat([products, self._gram(bucket, block, derivatives).reshape(-1), squared.reshape(1)])
         return {"delta": delta.detach(), "products": products, **_states(after)}
+
+    def _gram(self, bucket: Bucket, block: Block, derivatives: list[Tensor]) -> Tensor:
+        """Products of derivatives with each other, [C, C]; [C, C, T] where coefficients are of one tensor."""
+        pairs = [[a * b for b in derivatives] for a in derivatives]
+        if not any(self.level.coefficient_dims.values()):
+            return torch.stack([torch.stack([x.sum() for x in row]) for row in pairs])
+        sizes, around = block.segments.sizes, (block.tensors.start, len(bucket.index) - block.tensors.stop)
+        sums = [torch.stack([torch.stack([p.sum() for p in x.split(sizes)]) for x in row]) for row in pairs]
+        return torch.nn.functional.pad(torch.stack(sums), around)
 
     def _derivative(self, bucket: Bucket, block: Block, inputs: Tensors) -> Tensors:
         return {name: x for name, x in self._both(bucket, block, inputs).items() if name != "delta"}

@@ -11,5 +11,6 @@ tensor was multiplied by, for the record.
 
 from hyperstack.transforms.base import TRANSFORMS, Context, State, Transform, register
 from hyperstack.transforms.clipping import Cumulative
+from hyperstack.transforms.direction import Cosine
 
-__all__ = ["TRANSFORMS", "Context", "Cumulative", "State", "Transform", "register"]
+__all__ = ["TRANSFORMS", "Context", "Cosine", "Cumulative", "State", "Transform", "register"]
