@@ -153,6 +153,8 @@ class Climb:
         finite = torch.isfinite(segments.norm(grad))
         out[f"{k - 1}.nonfinite"] = torch.where(finite, x[f"{k - 1}.nonfinite"], x[f"{k - 1}.nonfinite"] + 1)
         applied = finite if self.skips else torch.ones_like(finite)
+        if below.ends is not None:
+            applied = applied & (x[f"{k}.step"] < below.ends)
         moved = segments.expand(applied)
         grad = torch.where(moved, grad, 0.0)
         context = Context(segments, x[f"{k - 1}.raw"], out.get(f"{k - 1}.slope"))

@@ -2,7 +2,8 @@
 
     stack      level / level / ...
     level      Rule   or   Rule(lr, flag, name=value, ...)
-    value      number, free name, or one of these in fixed, learned, per_tensor, lin, log, square, logit
+    value      number, free name, or one of these in fixed, learned, per_tensor, lin, log, square, logit, or with a
+               number of steps in fixed_after
     flag       clip, or an option of the rule that is true or false
     clip=      True, a transform, or a list of transforms, whose arguments are numbers, flags and quoted texts
 
@@ -19,7 +20,7 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from hyperstack.errors import InputError, StackError
-from hyperstack.hyperparameter import MODIFIERS, Setting, as_setting, free
+from hyperstack.hyperparameter import MODIFIERS, WORDS, Setting, as_setting, fixed_after, free
 from hyperstack.rule import RULES, Rule, Stack, nearest
 from hyperstack.transforms import TRANSFORMS, Transform
 from hyperstack.wrapper import WRAPPERS, Wrapper
@@ -124,7 +125,7 @@ class _Reader:
     def _level(self, node: ast.expr) -> Rule | None:
         name, arguments = self._call(node)
         if name is None or name.id not in LEVELS:
-            if name is None or name.id in MODIFIERS or name.id in TRANSFORMS:
+            if name is None or name.id in WORDS or name.id in TRANSFORMS:
                 self._note(node, "a rule was expected, such as Adam or SGD(1e-5)")
             else:
                 self._note(name, f"no rule is called {name.id}: {nearest(name.id, LEVELS)}")
@@ -189,8 +190,10 @@ class _Reader:
         """A number, a free name, or one of these inside modifiers; raises InputError."""
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             name = node.func.id
-            if name not in MODIFIERS:
-                raise InputError(f"{name}(...) is no kind of value", instead=nearest(name, MODIFIERS))
+            if name not in WORDS:
+                raise InputError(f"{name}(...) is no kind of value", instead=nearest(name, [*MODIFIERS, "fixed_after"]))
+            if name == fixed_after.__name__:
+                return self._fixed_after(node)
             if len(node.args) != 1 or node.keywords:
                 raise InputError(f"{name} takes one value", instead=f"write {name}(1e-3)")
             return MODIFIERS[name](self._value(node.args[0]))
@@ -200,6 +203,13 @@ class _Reader:
         if isinstance(number, bool):
             raise InputError(f"a number was expected, not {number}", instead="write a number such as 1e-3")
         return number
+
+    def _fixed_after(self, node: ast.Call) -> Setting:
+        """A value and a number of steps."""
+        if len(node.args) != 2 or node.keywords:
+            raise InputError("fixed_after takes a value and a number of steps", instead="write fixed_after(1e-3, 1000)")
+        steps = self._literal(node.args[1])
+        return fixed_after(self._value(node.args[0]), steps)  # type: ignore[arg-type]  # which it refuses
 
     def _literal(self, node: ast.expr) -> float | bool:
         """A number, with a sign perhaps, or True or False; raises InputError."""

@@ -87,7 +87,7 @@ class Free:
         name = unicodedata.normalize("NFKC", self.name)  # as Python reads identifiers: the micro sign is a mu
         if not name.isidentifier() or keyword.iskeyword(name):
             raise InputError(f"{name!r} is no name", instead="use letters, digits and _, such as α")
-        if name in MODIFIERS or name.lower() in ("inf", "nan", "infinity"):
+        if name in WORDS or name.lower() in ("inf", "nan", "infinity"):
             raise InputError(f"{name} is no number", instead="write a number, or a free name such as α")
         object.__setattr__(self, "name", name)
 
@@ -97,13 +97,15 @@ class Setting:
     """What a user asks of one hyperparameter; None means: as the hyperparameter declares.
 
     `value` a number or a free name; `bijection` one of BIJECTIONS; `learned` False for `fixed(...)`,
-    True for `learned(...)`; `per_tensor` one number for each tensor of the level below.
+    True for `learned(...)`; `per_tensor` one number for each tensor of the level below; `steps` for how many steps it is
+    learned before it stays, None for all.
     """
 
     value: float | Free
     bijection: str | None = None
     learned: bool | None = None
     per_tensor: bool = False
+    steps: int | None = None
 
     def __str__(self) -> str:
         text = self.value.name if isinstance(self.value, Free) else repr(self.value)
@@ -111,6 +113,8 @@ class Setting:
             text = f"{self.bijection}({text})"
         if self.per_tensor:
             text = f"per_tensor({text})"
+        if self.steps is not None:
+            return f"fixed_after({text}, {self.steps})"
         if self.learned is not None:
             text = f"{'learned' if self.learned else 'fixed'}({text})"
         return text
@@ -173,16 +177,26 @@ def logit(value: Value) -> Setting:
     return _wish("logit", value, bijection="logit")
 
 
+def fixed_after(value: Value, steps: int) -> Setting:
+    """Learn this hyperparameter for so many steps, and then keep it."""
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise InputError(f"fixed_after takes a number of steps, not {steps!r}", instead="write fixed_after(1e-3, 1000)")
+    return _wish("fixed_after", value, learned=True, steps=steps)
+
+
 MODIFIERS = {f.__name__: f for f in (fixed, learned, per_tensor, lin, log, square, logit)}
 
+WORDS = {*MODIFIERS, fixed_after.__name__}
+"""Every word that stands around a value."""
 
-def _wish(name: str, value: Value, **change: str | bool) -> Setting:
+
+def _wish(name: str, value: Value, **change: str | bool | int) -> Setting:
     setting = as_setting(value)
     for field in change:
         if getattr(setting, field) != getattr(Setting(setting.value), field):
             raise InputError(
                 f"{name}({setting}) asks twice for the same thing",
-                instead="name at most one bijection, one of fixed and learned, and per_tensor once",
+                instead="name at most one bijection, one of fixed, learned and fixed_after, and per_tensor once",
             )
     return replace(setting, **change)  # type: ignore[arg-type]
 
@@ -220,14 +234,15 @@ class Hyperparameter:
                 why=f"its values lie in {bijection.image}",
                 instead="start inside it, choose another of " + ", ".join(BIJECTIONS) + ", or use fixed(...)",
             )
-        return Resolved(value, bijection, learned, setting.per_tensor)
+        return Resolved(value, bijection, learned, setting.per_tensor, setting.steps)
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """A hyperparameter's value, bijection, and whether it is learned and one a tensor: nothing left open."""
+    """A hyperparameter's value, bijection, whether it is learned, one a tensor, for how long: nothing left open."""
 
     value: float
     bijection: Bijection
     learned: bool
     per_tensor: bool
+    steps: int | None

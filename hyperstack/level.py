@@ -19,7 +19,8 @@ class Level:
     """A rule with its hyperparameters resolved, for a level that updates `count` tensors, which have `names`.
 
     The learned hyperparameters lie one after another in a flat `raw` tensor: `learned` names them, `shapes` and
-    `sizes` say what each takes, and `segments` tells them apart. `coefficient_dims` names the rule's coefficients:
+    `sizes` say what each takes, `segments` tells them apart, and `ends` is after how many steps each stays as it is,
+    None where none does. `coefficient_dims` names the rule's coefficients:
     0-dim, or 1-dim with one number a tensor; `depends`, those that depend on anything learned.
     """
 
@@ -34,6 +35,8 @@ class Level:
         self.segments = Segments(self.shapes, device, self.learned)
         self.sizes = self.segments.sizes
         self.fixed = {n: self._tensor(r.value) for n, r in resolved.items() if not r.learned}
+        ends = [resolved[name].steps for name in self.learned]
+        self.ends = self._tensor([float("inf") if end is None else end for end in ends]) if any(ends) else None
         self.tangents = [name for name in self.learned if self.limits and name in self.limits.own]
         self.layer_states = list(rule.init_layers(self._tensor([1.0])))
         values = self.values(self.start().requires_grad_())

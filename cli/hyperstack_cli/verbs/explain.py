@@ -79,6 +79,7 @@ def _line(stack: Stack, k: int, name: str, resolved: Resolved) -> str:
         how = "nothing above learns it"
     else:
         how = f"learned by level {k + 1} as {resolved.bijection.name}"
+    how += f" for {resolved.steps:,} steps" if resolved.steps and k + 1 < len(stack) else ""
     how += ", one number a tensor" * resolved.per_tensor
     value = _value(stack, k, name, resolved)
     ratio = f" ({stack.ratio(k):g} x the rate below)" if default and value[-1].isdigit() else ""
