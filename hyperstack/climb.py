@@ -72,18 +72,24 @@ class Climb:
 
         `inputs`: "cells"; "schedule", the factor of this step; "steps", how many updates each bucket had; "moving", 1
         for buckets that have one now; and "products.B", what bucket B's pull found. Returns new "cells" and "steps",
-        and the "coefficients.B" of bucket B's update.
+        and the "coefficients.B" of bucket B's update. Where towers share hyperparameters, as in `sharing`:
+        "shared", the sums of their hypergradients; "own", 1 for what this tower moves; "imposed", what others become.
         """
-        x = self.layout.unpack(inputs["cells"])
+        x, level = self.layout.unpack(inputs["cells"]), self.levels[0]
         out = dict(x)  # and "k.slope", which is not kept
         if len(self.levels) > 1:
             self._measure_primary(buckets, inputs, x, out)
+            if "shared" in inputs:
+                mine = level.layout.unpack(out["0.hypergradient"])
+                given = level.layout.unpack(inputs["shared"])
+                out["0.hypergradient"] = level.layout.pack({**mine, **{name: given[name] for name in level.shared}})
         for k in range(1, len(self.levels)):
             self._measure(k, x, out)
         for k in reversed(range(1, len(self.levels))):
-            self._move(k, x, out)
+            self._move(k, x, out, inputs.get("own") if k == 1 else None)
+        if "imposed" in inputs:
+            out["0.raw"] = torch.where(level.segments.expand(inputs["own"]) != 0, out["0.raw"], inputs["imposed"])
         out["schedule"] = inputs["schedule"]
-        level = self.levels[0]
         values = level.values(out["0.raw"], out["schedule"])
         outputs = {"cells": self.layout.pack(out), "steps": inputs["steps"] + inputs["moving"]}
         for b, step in enumerate(outputs["steps"].clamp(min=1).unbind()):
@@ -91,6 +97,13 @@ class Climb:
             coefficients = bucket.layout.pack(level.coefficients(values, step, bucket.index))
             outputs[f"coefficients.{b}"] = coefficients.to(bucket.device, bucket.dtype)
         return outputs
+
+    def received(self, buckets: Sequence[Bucket], inputs: Tensors) -> Tensors:
+        """The hypergradients of the primary level alone, by name."""
+        x = self.layout.unpack(inputs["cells"])
+        out = dict(x)
+        self._measure_primary(buckets, inputs, x, out)
+        return self.levels[0].layout.unpack(out["0.hypergradient"])
 
     def _measure_primary(self, buckets: Sequence[Bucket], inputs: Tensors, x: Tensors, out: Tensors) -> None:
         """ĝ[0] from the products of the buckets."""
@@ -146,13 +159,15 @@ class Climb:
             mask = moved if name not in self.levels[k].layer_states else x[f"{k}.applied"] != 0
             out[f"{k}.state.{name}"] = torch.where(mask, new.detach(), x[f"{k}.state.{name}"])
 
-    def _move(self, k: int, x: Tensors, out: Tensors) -> None:
+    def _move(self, k: int, x: Tensors, out: Tensors, own: Tensor | None) -> None:
         """Level k's update of level k-1's raw tensor by its hypergradient, guarded and transformed."""
         below = self.levels[k - 1]
         grad, segments = out[f"{k - 1}.hypergradient"], below.segments
         finite = torch.isfinite(segments.norm(grad))
         out[f"{k - 1}.nonfinite"] = torch.where(finite, x[f"{k - 1}.nonfinite"], x[f"{k - 1}.nonfinite"] + 1)
         applied = finite if self.skips else torch.ones_like(finite)
+        if own is not None:
+            applied = applied & (own != 0)
         if below.ends is not None:
             applied = applied & (x[f"{k}.step"] < below.ends)
         moved = segments.expand(applied)

@@ -2,8 +2,8 @@
 
     stack      level / level / ...
     level      Rule   or   Rule(lr, flag, name=value, ...)
-    value      number, free name, or one of these in fixed, learned, per_tensor, lin, log, square, logit, or with a
-               number of steps in fixed_after
+    value      number, free name, or one of these in fixed, learned, per_tensor, shared, lin, log, square, logit, or
+               with a number of steps in fixed_after
     flag       clip, or an option of the rule that is true or false
     clip=      True, a transform, or a list of transforms, whose arguments are numbers, flags and quoted texts
 

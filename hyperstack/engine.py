@@ -34,7 +34,7 @@ import fnmatch
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -49,6 +49,15 @@ from hyperstack.primary import FusedPrimary, Primary
 from hyperstack.rule import Rule, Stack
 from hyperstack.tape import Tapes
 from hyperstack.wrapper import Limited
+
+
+class Begun(NamedTuple):
+    """A step of which the first half is done: what the climb takes, what is to be moved, and by which gradients."""
+
+    inputs: Tensors
+    tensors: Sequence[Tensor]
+    gradients: list[list[Tensor] | None]
+    tangents: Mapping[str, Sequence[Tensor | None]]
 
 
 class Tower:
@@ -101,23 +110,43 @@ class Tower:
         A tensor whose gradient is None is left where it is, and so is its state; `schedule` multiplies the
         primary level's rate. Without any gradient nothing happens at all. `tangents`: see `limit`.
         """
-        if all(g is None for g in grads):
-            return
+        if any(g is not None for g in grads):
+            self.finish(self.begin(tensors, grads, schedule, tangents))
+
+    @torch.no_grad()
+    def begin(
+        self,
+        tensors: Sequence[Tensor],
+        grads: Sequence[Tensor | None],
+        schedule: float | Tensor,
+        tangents: Mapping[str, Sequence[Tensor | None]] | None,
+    ) -> Begun:
+        """The first half of a step: what the gradients say of the last one."""
         self._arrange(tensors, grads)
         found = [bucket.pick(grads) for bucket in self.buckets]
         gradients = [None if g is None else bucket.gather(g) for bucket, g in zip(self.buckets, found, strict=True)]
-        inputs = {"cells": self.cells, "steps": self.steps, "schedule": self._number(schedule)}
-        inputs["moving"] = torch.stack([self._number(0.0 if g is None else 1.0) for g in found])
+        inputs = {"cells": self.cells, "steps": self.steps, "schedule": self.number(schedule)}
+        moving = [self.number(0.0 if g is None else 1.0) for g in found]
+        inputs["moving"] = torch.stack(moving) if moving else self.steps
         for b, bucket in enumerate(self.buckets):
             inputs[f"products.{b}"] = self.primary.pull(bucket, gradients[b])
-        outputs = self.tapes.small(("climb",), partial(self.climb, self.buckets))(inputs)
+        return Begun(inputs, tensors, gradients, tangents or {})
+
+    def received(self, begun: Begun) -> Tensors:
+        """The hypergradients of the primary level, by name."""
+        return self.tapes.small(("received",), partial(self.climb.received, self.buckets))(begun.inputs)
+
+    @torch.no_grad()
+    def finish(self, begun: Begun, shared: Tensors | None = None) -> None:
+        """The second half: every level moves. `shared`: what `Climb` takes of what other towers have in common."""
+        outputs = self.tapes.small(("climb",), partial(self.climb, self.buckets))({**begun.inputs, **(shared or {})})
         # In place, as everything that outlives a step: a captured graph finds it where it was.
         self.cells.copy_(outputs["cells"])
         self.steps.copy_(outputs["steps"])
         for b, bucket in enumerate(self.buckets):
-            if (flats := gradients[b]) is not None:
-                chosen = bucket.pick(tensors) or []
-                mine = {name: bucket.pick_like(chosen, given) for name, given in (tangents or {}).items()}
+            if (flats := begun.gradients[b]) is not None:
+                chosen = bucket.pick(begun.tensors) or []
+                mine = {name: bucket.pick_like(chosen, given) for name, given in begun.tangents.items()}
                 self.primary.push(bucket, chosen, flats, outputs[f"coefficients.{b}"], mine)
 
     @torch.no_grad()
@@ -146,11 +175,20 @@ class Tower:
         return Limited(found.weights, found.offsets, slopes)
 
     @property
+    def shared(self) -> list[str]:
+        """The hyperparameters of the primary level that towers have in common, where anything moves them."""
+        return self.levels[0].shared if self.primary.measures else []
+
+    def raw(self) -> Tensors:
+        """The raw hyperparameters of the primary level, by name: views."""
+        return self.levels[0].layout.unpack(self.climb.layout.unpack(self.cells)["0.raw"])
+
+    @property
     def tangents(self) -> list[str]:
         """The hyperparameters for which `step` wants tangents: those that act on the losses, and are being learned."""
         return self.levels[0].tangents if self.primary.measures else []
 
-    def _number(self, value: float | Tensor) -> Tensor:
+    def number(self, value: float | Tensor) -> Tensor:
         """A number as a 0-dim tensor, made once for each value."""
         if isinstance(value, Tensor):
             return value.detach().to(self.cells).reshape(())
@@ -184,7 +222,7 @@ class Tower:
         wanted = (i for i in order if grads[i] is not None and i not in known)
         fresh = _grouped(wanted, lambda i: kinds[i][:-1])
         arranged += [self.primary.bucket(index, tensors) for index in fresh]
-        steps += [self._number(0.0)] * len(fresh)
+        steps += [self.number(0.0)] * len(fresh)
         if arranged != self.buckets:
             self.buckets, self.steps = arranged, torch.stack(steps)
             self.tapes.clear()

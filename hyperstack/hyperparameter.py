@@ -97,8 +97,8 @@ class Setting:
     """What a user asks of one hyperparameter; None means: as the hyperparameter declares.
 
     `value` a number or a free name; `bijection` one of BIJECTIONS; `learned` False for `fixed(...)`,
-    True for `learned(...)`; `per_tensor` one number for each tensor of the level below; `steps` for how many steps it is
-    learned before it stays, None for all.
+    True for `learned(...)`; `per_tensor` one number for each tensor of the level below; `steps` for how many steps
+    it is learned before it stays, None for all; `shared` whether param groups have it in common.
     """
 
     value: float | Free
@@ -106,6 +106,7 @@ class Setting:
     learned: bool | None = None
     per_tensor: bool = False
     steps: int | None = None
+    shared: bool = False
 
     def __str__(self) -> str:
         text = self.value.name if isinstance(self.value, Free) else repr(self.value)
@@ -113,6 +114,8 @@ class Setting:
             text = f"{self.bijection}({text})"
         if self.per_tensor:
             text = f"per_tensor({text})"
+        if self.shared:
+            text = f"shared({text})"
         if self.steps is not None:
             return f"fixed_after({text}, {self.steps})"
         if self.learned is not None:
@@ -157,6 +160,14 @@ def per_tensor(value: Value) -> Setting:
     return _wish("per_tensor", value, per_tensor=True)
 
 
+def shared(value: Value) -> Setting:
+    """One hyperparameter for all param groups whose primary levels share it, which starts at the first one's `value`.
+
+    It receives the sum of their hypergradients, and is moved by the upper levels of the first of these groups.
+    """
+    return _wish("shared", value, shared=True)
+
+
 def lin(value: Value) -> Setting:
     """Learn the value itself."""
     return _wish("lin", value, bijection="lin")
@@ -184,7 +195,7 @@ def fixed_after(value: Value, steps: int) -> Setting:
     return _wish("fixed_after", value, learned=True, steps=steps)
 
 
-MODIFIERS = {f.__name__: f for f in (fixed, learned, per_tensor, lin, log, square, logit)}
+MODIFIERS = {f.__name__: f for f in (fixed, learned, per_tensor, shared, lin, log, square, logit)}
 
 WORDS = {*MODIFIERS, fixed_after.__name__}
 """Every word that stands around a value."""
@@ -196,9 +207,13 @@ def _wish(name: str, value: Value, **change: str | bool | int) -> Setting:
         if getattr(setting, field) != getattr(Setting(setting.value), field):
             raise InputError(
                 f"{name}({setting}) asks twice for the same thing",
-                instead="name at most one bijection, one of fixed, learned and fixed_after, and per_tensor once",
+                instead="name at most one bijection, one of fixed, learned and fixed_after, the others once",
             )
-    return replace(setting, **change)  # type: ignore[arg-type]
+    setting = replace(setting, **change)  # type: ignore[arg-type]
+    if setting.shared and setting.per_tensor:
+        what = "shared and per_tensor contradict each other"
+        raise InputError(what, why="the groups have different tensors", instead="name one of them")
+    return setting
 
 
 @dataclass(frozen=True)
@@ -234,7 +249,7 @@ class Hyperparameter:
                 why=f"its values lie in {bijection.image}",
                 instead="start inside it, choose another of " + ", ".join(BIJECTIONS) + ", or use fixed(...)",
             )
-        return Resolved(value, bijection, learned, setting.per_tensor, setting.steps)
+        return Resolved(value, bijection, learned, setting.per_tensor, setting.steps, setting.shared)
 
 
 @dataclass(frozen=True)
@@ -246,3 +261,4 @@ class Resolved:
     learned: bool
     per_tensor: bool
     steps: int | None
+    shared: bool

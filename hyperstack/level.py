@@ -37,6 +37,7 @@ class Level:
         self.fixed = {n: self._tensor(r.value) for n, r in resolved.items() if not r.learned}
         ends = [resolved[name].steps for name in self.learned]
         self.ends = self._tensor([float("inf") if end is None else end for end in ends]) if any(ends) else None
+        self.shared = [name for name in self.learned if resolved[name].shared]
         self.tangents = [name for name in self.learned if self.limits and name in self.limits.own]
         self.layer_states = list(rule.init_layers(self._tensor([1.0])))
         values = self.values(self.start().requires_grad_())

@@ -42,18 +42,19 @@ class Losses:
                 self._add({name: gradients((found.slopes[name] * losses).mean() * weight, params)})
         self._heard = True
 
-    def taken(self, grads: list[list[Tensor | None]]) -> Tangents:
-        """The tangents of the first group's gradients, which are then forgotten; a RunError where nothing was heard."""
-        if not self._heard and any(g is not None for group in grads for g in group):
+    def taken(self, grads: list[list[Tensor | None]]) -> list[Tangents]:
+        """The tangents of the gradients of each group, which are then forgotten; a RunError where nothing was heard."""
+        every = [g for group in grads for g in group]
+        if not self._heard and any(g is not None for g in every):
             raise RunError(
                 "this step's losses never reached the optimizer",
                 why="the primary level limits them, as in ALRC(Adam)",
                 instead="call opt.backward(losses), or opt.loss(losses).backward(), with one loss for each example",
             )
-        self._add(self._multiplied(grads[0]))
-        tangents = self._tangents
+        self._add(self._multiplied(every))
+        rest = {name: iter(found) for name, found in self._tangents.items()}
         self.forget()
-        return tangents
+        return [{name: [next(found) for _ in group] for name, found in rest.items()} for group in grads]
 
     def _multiplied(self, grads: Sequence[Tensor | None]) -> Tangents:
         return {name: [None if g is None else g * x for g in grads] for name, x in self._multiples.items()}

@@ -17,6 +17,8 @@ from hyperstack.engine import Tower
 from hyperstack.errors import InputError, RunError
 from hyperstack.losses import Losses
 from hyperstack.rule import Rule, RuleType, Stack
+from hyperstack.sharing import step_together
+from hyperstack.wrapper import Wrapper
 
 StackLike = Stack | Rule | RuleType | str
 
@@ -94,6 +96,7 @@ class HyperOptimizer(torch.optim.Optimizer):
         group = self.param_groups[-1]
         try:
             _refuse_untrainable(group["params"])
+            _refuse_apart(self.param_groups[0]["stack"], group["stack"])
         except InputError:
             self.param_groups.pop()
             raise
@@ -112,8 +115,6 @@ class HyperOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         grads = [[p.grad for p in group["params"]] for group in self.param_groups]
-        limiter = self._limiter()
-        tangents = None if limiter is None else self._losses.taken(grads)
         for gradient in (g for group in grads for g in group if g is not None):
             if gradient.layout is not torch.strided:
                 raise RunError(
@@ -123,10 +124,15 @@ class HyperOptimizer(torch.optim.Optimizer):
         if len(self._towers) > 1:  # refuse before any of them has moved
             for tower, group, found in zip(self._towers, self.param_groups, grads, strict=True):
                 tower.admit(group["params"], found)
-        for tower, group, found in zip(self._towers, self.param_groups, grads, strict=True):
-            before = tower.buckets
-            tower.step(group["params"], found, group["lr"], tangents if tower is limiter else None)
-            if before is not tower.buckets:
+        tangents = [None for _ in grads] if self._limiter() is None else self._losses.taken(grads)
+        before = [tower.buckets for tower in self._towers]
+        whole = [
+            (group["params"], found, group["lr"], tangent)
+            for group, found, tangent in zip(self.param_groups, grads, tangents, strict=True)
+        ]
+        step_together(self._towers, whole)
+        for tower, group, buckets in zip(self._towers, self.param_groups, before, strict=True):
+            if buckets is not tower.buckets:
                 self._show_state(tower, group["params"])
         return loss
 
@@ -150,13 +156,14 @@ class HyperOptimizer(torch.optim.Optimizer):
         heard = torch.is_grad_enabled() and losses.requires_grad
         found = limiter.limit(losses, heard)
         if heard:
-            self._losses.hear(losses, found, weight, limiter.tangents, self.param_groups[0]["params"])
+            params = [p for group in self.param_groups for p in group["params"]]
+            self._losses.hear(losses, found, weight, limiter.tangents, params)
         limited = (found.weights * losses + found.offsets).mean()
         return limited * weight if weight != 1 else limited
 
     def _limiter(self) -> Tower | None:
-        """The tower that limits losses, the first, if it does."""
-        return self._towers[0] if self._towers and self._towers[0].levels[0].limits else None
+        """The tower that limits losses, if any does: the first."""
+        return self._towers[0] if self._towers[0].levels[0].limits else None
 
     def hyperparameters(self) -> dict[str, Tensor]:
         """Every hyperparameter in use, in natural units, by key: "LEVEL.NAME", such as "0.lr" and "1.lr".
@@ -287,6 +294,18 @@ def _refuse_untrainable(params: list[Tensor]) -> None:
                 f"HyperOptimizer does not train {kind} parameters",
                 instead="pass floating-point parameters; a complex one can be kept as its torch.view_as_real",
             )
+
+
+def _refuse_apart(first: str, stack: str) -> None:
+    """All groups have one loss: it is limited for all of them, and by the same rule, or for none."""
+    limits = [level if isinstance(level, Wrapper) else None for level in (parse(first)[0], parse(stack)[0])]
+    one, other = (level and (type(level), dict(level.chosen)) for level in limits)
+    if one != other:
+        raise InputError(
+            "the loss is limited for one param group, and otherwise or not at all for another",
+            why=f"  {first}\n  {stack}",
+            instead="wrap the primary level of every group alike, as in ALRC(SGD) and ALRC(Adam)",
+        )
 
 
 def _refuse_foreign(ours: dict[str, Any], theirs: dict[str, Any], tower: dict[str, Any] | None, i: int) -> None:

@@ -126,6 +126,11 @@ class Rule(ABC, metaclass=RuleType):
 
     def check_place(self, k: int) -> None:
         """Raise an InputError where this cannot be level `k` of a stack."""
+        if k and any(setting.shared for setting in self.settings.values()):
+            what = "shared has no meaning above the primary level"
+            raise InputError(
+                what, why="groups share what moves their parameters", instead="share it on the primary level"
+            )
         for transform in self.clip:
             if k == 0 and transform.reads_slope:
                 what = f"{transform.name} has no meaning on the primary level"

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from hyperstack.errors import InputError
-from hyperstack.hyperparameter import Setting
+from hyperstack.hyperparameter import Resolved, Setting
 from hyperstack.rule import RULES, Registry, Rule
 from hyperstack.transforms import State
 
@@ -92,6 +93,11 @@ class Wrapper(Rule):
             what = f"{type(self).__name__} stands on level {k}, which no loss reaches"
             raise InputError(what, instead="let it be the primary level, the first")
         self.base.check_place(k)
+
+    def resolve(self, lr: float | None = None) -> dict[str, Resolved]:
+        """As `Rule.resolve`; all groups have one loss, and share what acts on it."""
+        own = self.__dict__.get("own", ())
+        return {k: replace(r, shared=r.shared or k in own) for k, r in super().resolve(lr).items()}
 
     @property
     def reads_params(self) -> bool:
