@@ -204,7 +204,7 @@ class _Reader:
             self._note(node, f"{what}: {nearest(name.id if name else '', TRANSFORMS)}")
             return None
         cls = TRANSFORMS[name.id]
-        known = {f.name: f for f in sorted(fields(cls), key=lambda f: f.kw_only)}
+        known = {f.name: f for f in sorted(fields(cls), key=lambda f: f.kw_only is True)}
         required = [f.name for f in known.values() if f.default is MISSING]
         flags = [f.name for f in known.values() if isinstance(f.default, bool)]
 
