@@ -28,9 +28,16 @@ from hyperstack.numerics import huberize
 from hyperstack.optimizer import HyperOptimizer
 from hyperstack.rule import RULES, Option, Rule, Stack
 from hyperstack.rules import ALRC, SGD, AdaBound, AdaGrad, Adam, AdamW, AMSGrad, Lion, NAdam, RAdam, RMSProp, Yogi
+from hyperstack.transforms import AGC as agc
 from hyperstack.transforms import TRANSFORMS, Transform
+from hyperstack.transforms import Adaptive as adaptive
+from hyperstack.transforms import Centralize as centralize
 from hyperstack.transforms import Cosine as cosine
 from hyperstack.transforms import Cumulative as cumulative
+from hyperstack.transforms import Norm as norm
+from hyperstack.transforms import Normalize as normalize
+from hyperstack.transforms import Percentile as percentile
+from hyperstack.transforms import Value as value
 from hyperstack.version import __version__
 
 __all__ = [
@@ -63,6 +70,9 @@ __all__ = [
     "Transform",
     "Yogi",
     "__version__",
+    "adaptive",
+    "agc",
+    "centralize",
     "cosine",
     "cumulative",
     "fixed",
@@ -73,7 +83,11 @@ __all__ = [
     "lin",
     "log",
     "logit",
+    "norm",
+    "normalize",
     "parse",
     "per_tensor",
+    "percentile",
     "square",
+    "value",
 ]

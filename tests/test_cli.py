@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import MISSING, fields
 
 import pytest
 import torch
@@ -215,14 +216,27 @@ def test_rules_lists_every_rule_and_transform(width):
             )
         for key in rule.options:
             assert re.search(rf"^  {key} .* option ", part, re.MULTILINE)
-    for name in hs.TRANSFORMS:
-        assert f"\n{name}, a gradient transform\n" in text
+    for name, transform in hs.TRANSFORMS.items():
+        part = text.partition(f"\n{name}, a gradient transform\n")[2].partition("\n\n")[0]
+        assert part.split()[0] == transform.__doc__.split()[0]
+        for f in (f for f in fields(transform) if f.name != "names"):
+            shown = "needed" if f.default is MISSING else "flag" if f.default is False else number_or_text(f.default)
+            assert re.search(rf"^  {f.name} +{shown} ", part, re.MULTILINE), (f.name, part)
+
+
+def number_or_text(value):
+    return value if isinstance(value, str) else number(value)
 
 
 def test_rules_for_programs():
     found = json.loads(ok("rules", "--json"))
     assert set(found["rules"]) == set(hs.RULES)
     assert set(found["transforms"]) == set(hs.TRANSFORMS)
+    shown = found["transforms"]["norm"]["options"]
+    assert list(shown) == ["names", "c", "per"]
+    assert shown["c"] == {"default": None, "domain": "(0, inf)", "doc": "the largest norm"}
+    assert shown["per"] == {"default": "level", "domain": "tensor or level", "doc": "whose norm is limited"}
+    assert found["transforms"]["cumulative"]["options"]["skip_zeros"]["default"] is False
     for name, rule in hs.RULES.items():
         shown = found["rules"][name]
         assert list(shown["hyperparameters"]) == list(rule.hyperparameters)

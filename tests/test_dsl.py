@@ -78,17 +78,21 @@ def values(draw, declared):
 def transforms(draw):
     """One gradient transform: a class, or an instance with some of its arguments chosen."""
     cls = draw(st.sampled_from([*TRANSFORMS.values()]))
-    kinds = {
-        "bool": st.booleans(),
-        "int": st.integers(1, 9),
-        "float": st.floats(1e-3, 1e3),
-        "str": st.sampled_from(["*", "lr", "*.weight", "é'\""]),
-    }
     needed = [f for f in fields(cls) if f.default is MISSING]
     if not needed and draw(st.booleans()):
         return cls
     chosen = [f for f in fields(cls) if f in needed or draw(st.booleans())]
-    return cls(**{f.name: draw(kinds[f.type if isinstance(f.type, str) else f.type.__name__]) for f in chosen})
+    return cls(**{f.name: draw(_options(f)) for f in chosen})
+
+
+def _options(f):
+    """What may be written for a field of a transform."""
+    domain = f.metadata.get("domain")
+    if isinstance(f.default, bool):
+        return st.booleans()
+    if isinstance(f.default, str):
+        return st.sampled_from(domain or ["*", "lr", "*.weight", "é'\""])
+    return st.integers(1, 9) if isinstance(f.default, int) else inside(domain)
 
 
 @functools.cache
@@ -196,7 +200,7 @@ def test_the_text_of_every_stack_comes_back_to_it(stack):
     assert hash(again) == hash(stack)
     assert str(again) == text
     assert again.free_names == stack.free_names
-    numbers = dict.fromkeys(stack.free_names, 0.5)
+    numbers = dict.fromkeys(stack.free_names, 0.75)  # inside every domain
     assert hs.parse(str(stack.bind(**numbers))) == again.bind(**numbers)
     for copied in (copy.copy(stack), copy.deepcopy(stack), pickle.loads(pickle.dumps(stack))):
         assert copied == stack
@@ -311,7 +315,7 @@ MISTAKES = [
      ("cumulativ", "no gradient transform is called cumulativ: did you mean cumulative?"), ("1", None),
      ("2", "nothing is given by position: write name=value")),
     ("SGD(clip=cumulative(skip_zero, x=1))", ("skip_zero", "no flag is called skip_zero: did you mean skip_zeros?"),
-     ("x=1", "cumulative has no 'x': choose one of skip_zeros, names")),
+     ("x=1", "cumulative has no 'x': choose one of skip_zeros, per, names")),
     ("SGD(clip=cumulative(skip_zeros=0))", ("skip_zeros=0", "cumulative's skip_zeros is a flag, not 0")),
 ]  # fmt: skip
 REFUSED_BY_PYTHON = [

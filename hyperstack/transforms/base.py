@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import MISSING, dataclass, field, fields
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
 from hyperstack.errors import InputError
+from hyperstack.hyperparameter import Interval
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 State = dict[str, "Tensor"]
 TRANSFORMS: dict[str, type[Transform]] = {}
+PER = ("tensor", "level")
 
 
 @dataclass(frozen=True)
@@ -39,10 +41,18 @@ class Context:
         return Context(self.segments.part(chosen), params, slope)
 
 
+def option(default: Any = MISSING, domain: Interval | tuple[str, ...] | None = None, doc: str = "") -> Any:
+    """A field of a transform whose values are checked: `domain` is where numbers lie, or the texts to choose from.
+
+    A number whose default is an int is a whole one.
+    """
+    return field(default=default, metadata={"domain": domain, "doc": doc})
+
+
 @dataclass(frozen=True)
 class Transform(ABC):
     """Base of the gradient transforms. Subclasses are frozen dataclasses whose fields are their options: numbers,
-    flags or texts; defining one makes it known to the text form under `name`.
+    flags or texts; defining one makes it known to the text form under `name`. A field made by `option` is checked.
 
     `names` restricts it to tensors whose names match a pattern such as "*.weight" or "lr"; the others pass as they are.
     """
@@ -51,14 +61,18 @@ class Transform(ABC):
     reads_params: ClassVar[bool] = False
     reads_slope: ClassVar[bool] = False
 
-    names: str = field(default="*", kw_only=True)
+    names: str = field(default="*", kw_only=True, metadata={"doc": "which tensors, by a pattern of their names"})
 
     def __init_subclass__(cls) -> None:
         register(TRANSFORMS, cls.name, cls)
 
     def __post_init__(self) -> None:
-        if not self.names.strip():
-            raise InputError(f"{self.name}: names is empty", instead='write a pattern such as names="*.weight"')
+        if not isinstance(self.names, str) or not self.names.strip():
+            what = "empty" if isinstance(self.names, str) else f"{self.names!r}, which is no text"
+            raise InputError(f"{self.name}: names is {what}", instead='write a pattern such as names="*.weight"')
+        for f in fields(self):
+            if "domain" in f.metadata:
+                object.__setattr__(self, f.name, _checked(f"{self.name}'s {f.name}", f, getattr(self, f.name)))
 
     @abstractmethod
     def init(self, segments: Segments, like: Tensor) -> State:
@@ -110,6 +124,38 @@ def register(registry: dict[str, type], name: str, cls: type) -> None:
     registry[name] = cls
 
 
-def norm_factor(wanted: Tensor, norm: Tensor) -> Tensor:
+def _checked(what: str, f: Field[Any], value: Any) -> Any:
+    """The value of a field in its own type, or an InputError."""
+    domain = f.metadata["domain"]
+    if isinstance(f.default, bool):
+        if isinstance(value, bool):
+            return value
+        raise InputError(f"{what} is a flag, not {value!r}", instead=f"write {f.name}=True or leave it out")
+    if isinstance(domain, tuple):
+        if value in domain:
+            return value
+        hint = " or ".join(f'{f.name}="{choice}"' for choice in domain)
+        raise InputError(f"{what} is {value!r}", instead=f"write {hint}")
+    kind = int if isinstance(f.default, int) else float
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and value in domain and kind(value) == value:
+        return kind(value)
+    wanted = "a whole number" if kind is int else "a number"
+    raise InputError(f"{what} is {value!r}", instead=f"give {wanted} in {domain}")
+
+
+def norms(segments: Segments, flat: Tensor, per: str) -> Tensor:
+    """One norm a tensor; `per="level"`, that of all the tensors together, once for each of them."""
+    each = segments.norm(flat)
+    # Not vector_norm, which would keep the scalars of a tower from running as Python floats.
+    return each if per == "tensor" else (each * each).sum().sqrt().expand(len(segments))
+
+
+def ratio(segments: Segments, after: Tensor, before: Tensor) -> Tensor:
+    """The factor of what is no multiplication: the norm of each tensor now over that before; 1 where there is none."""
+    quotient = segments.norm(after) / segments.norm(before)
+    return torch.where(torch.isfinite(quotient), quotient, 1.0)
+
+
+def norm_factor(wanted: Tensor | float, norm: Tensor) -> Tensor:
     """What brings `norm` down to `wanted`, where it is larger; 1 where it is 0 or not finite."""
     return torch.where(torch.isfinite(norm) & (norm > wanted), wanted / norm, 1.0)

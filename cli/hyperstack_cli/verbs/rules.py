@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import textwrap
+from dataclasses import MISSING, fields
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from hyperstack.rule import Rule
+    from hyperstack.transforms import Transform
 
 EPILOG = """\b
 Examples:
@@ -32,7 +34,8 @@ def command(names: tuple[str, ...], as_json: bool) -> None:
 
     For each rule its formula, its hyperparameters (default, domain, and what the level above learns: the value itself,
     lin, its logarithm, log, its square root, square, or x with (tanh(x) + 1)/2, logit), its options, and its source.
-    What is fixed is learned only where one asks for it, as in learned(1e-8).
+    What is fixed is learned only where one asks for it, as in learned(1e-8). A transform also takes names,
+    a pattern of the names of tensors.
     """
     import hyperstack as hs
     from hyperstack.errors import InputError
@@ -41,7 +44,7 @@ def command(names: tuple[str, ...], as_json: bool) -> None:
     if unknown := [name for name in names if name not in hs.RULES]:
         raise InputError(f"no rule is called {unknown[0]}", instead=nearest(unknown[0], hs.RULES))
     chosen = {name: _described(rule) for name, rule in sorted(hs.RULES.items()) if not names or name in names}
-    transforms = {name: inspect.getdoc(t) or "" for name, t in sorted(hs.TRANSFORMS.items()) if not names}
+    transforms = {name: _transform(t) for name, t in sorted(hs.TRANSFORMS.items()) if not names}
     if as_json:
         click.echo(json.dumps({"rules": chosen, "transforms": transforms}))
         return
@@ -50,9 +53,10 @@ def command(names: tuple[str, ...], as_json: bool) -> None:
         if i:
             console.print()
         _show(console, name, rule)
-    for name, doc in transforms.items():
+    for name, transform in transforms.items():
         console.print(f"\n{name}, a gradient transform", style="bold")
-        _paragraph(console, _first_line(doc))
+        _paragraph(console, _first_line(transform["doc"]))
+        _show_options(console, transform["options"])
 
 
 def _described(rule: type[Rule]) -> dict[str, Any]:
@@ -72,6 +76,34 @@ def _described(rule: type[Rule]) -> dict[str, Any]:
         },
         "options": {key: {"default": o.default, "doc": o.doc} for key, o in rule.options.items()},
     }
+
+
+def _transform(transform: type[Transform]) -> dict[str, Any]:
+    """A `default` of None: the option has none, and must be given."""
+    options = {}
+    for f in fields(transform):
+        domain = f.metadata.get("domain")
+        options[f.name] = {
+            "default": None if f.default is MISSING else f.default,
+            "domain": " or ".join(domain) if isinstance(domain, tuple) else str(domain or ""),
+            "doc": f.metadata.get("doc", ""),
+        }
+    return {"doc": inspect.getdoc(transform) or "", "options": options}
+
+
+def _show_options(console: Console, options: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 0, 0, 2), pad_edge=True, show_header=False)
+    for i in range(4):
+        table.add_column(no_wrap=i < 3)
+    for key, o in options.items():
+        if key != "names":
+            default = o["default"]
+            plain = "flag" if isinstance(default, bool) else "needed" if default is None else default
+            table.add_row(key, plain if isinstance(plain, str) else number(plain), o["domain"], o["doc"])
+    if table.row_count:
+        console.print(table)
 
 
 def _show(console: Console, name: str, rule: dict[str, Any]) -> None:
