@@ -203,17 +203,14 @@ WORDS = {*MODIFIERS, fixed_after.__name__}
 
 def _wish(name: str, value: Value, **change: str | bool | int) -> Setting:
     setting = as_setting(value)
-    for field in change:
-        if getattr(setting, field) != getattr(Setting(setting.value), field):
-            raise InputError(
-                f"{name}({setting}) asks twice for the same thing",
-                instead="name at most one bijection, one of fixed, learned and fixed_after, the others once",
-            )
-    setting = replace(setting, **change)  # type: ignore[arg-type]
-    if setting.shared and setting.per_tensor:
-        what = "shared and per_tensor contradict each other"
-        raise InputError(what, why="the groups have different tensors", instead="name one of them")
-    return setting
+    made = replace(setting, **change)  # type: ignore[arg-type]
+    twice = any(getattr(setting, field) != getattr(Setting(setting.value), field) for field in change)
+    if twice or (made.shared and made.per_tensor):
+        raise InputError(
+            f"{name}({setting}) asks twice for the same thing",
+            instead="name at most one bijection, one of fixed, learned and fixed_after, one of per_tensor and shared",
+        )
+    return made
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,13 @@ from hypothesis import strategies as st
 import hyperstack as hs
 from hyperstack.dsl import MAX_LENGTH
 from hyperstack.hyperparameter import BIJECTIONS, MODIFIERS, Free
+from hyperstack.hyperparameter import WORDS as WISHES
 from hyperstack.rule import RULES, Stack
+from hyperstack.rules import ALRC
 from hyperstack.transforms import TRANSFORMS, Cumulative, Transform
 
 repeatable = settings(deadline=None, derandomize=True, max_examples=80)
-MEANS_SOMETHING = {"clip", *RULES, *MODIFIERS, *(name for rule in RULES.values() for name in rule.options)}
+MEANS_SOMETHING = {"clip", *RULES, *WISHES, *(name for rule in RULES.values() for name in rule.options)}
 
 
 # Every stack that the registries allow
@@ -67,11 +69,13 @@ def values(draw, declared):
     bijection = draw(st.sampled_from([None, *expressible]))
     can_learn = (bijection or declared.bijection) in expressible
     wishes = [bijection, draw(st.sampled_from([None, "fixed", *["learned"] * can_learn]))]
-    wishes.append(draw(st.sampled_from([None, "per_tensor"])))
+    whole = declared is ALRC.hyperparameters["n"]
+    wishes.append(draw(st.sampled_from([None, "shared", *["per_tensor"] * (not whole)])))
     made = hs.free(value) if isinstance(value, str) else value
     for wish in filter(None, draw(st.permutations(wishes))):
         made = MODIFIERS[wish](made)
-    return made
+    can_end = can_learn and not {"fixed", "learned"} & {*wishes}
+    return hs.fixed_after(made, draw(st.integers(1, 10**9))) if can_end and draw(st.booleans()) else made
 
 
 @st.composite
@@ -115,7 +119,31 @@ def levels(draw):
     return rule(*by_position, **named)
 
 
-stacks = st.lists(levels(), min_size=1, max_size=4).map(Stack)
+@st.composite
+def wrapped(draw):
+    """A level, one in ten of them in a wrapper."""
+    level = draw(levels())
+    if draw(st.integers(0, 9)):
+        return level
+    flags, number = [k for k, o in ALRC.options.items() if isinstance(o.default, bool)], st.floats(0, 1e3)
+    chosen = {name: draw(st.booleans()) for name in draw(st.lists(st.sampled_from(flags), unique=True))}
+    chosen |= {name: draw(number) for name in ("shift", "huber_after", "overestimate") if draw(st.booleans())}
+    return ALRC(level, **chosen, **({"n": draw(values(ALRC.hyperparameters["n"]))} if draw(st.booleans()) else {}))
+
+
+def placed(made):
+    """A stack of those that may stand where they come."""
+    kept = []
+    for level in made:
+        try:
+            level.check_place(len(kept))
+        except hs.InputError:
+            continue
+        kept.append(level)
+    return Stack(kept or [hs.SGD()])
+
+
+stacks = st.lists(wrapped(), min_size=1, max_size=4).map(placed)
 
 
 # What a text means
@@ -282,7 +310,7 @@ MISTAKES = [
     ("SGD(1 + 1)", ("1 + 1", "a number was expected: write a number such as 1e-3")),
     ("SGD(1j)", ("1j", None)),
     ("SGD(None)", ("None", None)),
-    ("SGD(exit())", ("exit()", f"exit(...) is no kind of value: choose one of {', '.join(MODIFIERS)}")),
+    ("SGD(exit())", ("exit()", f"exit(...) is no kind of value: choose one of {', '.join(MODIFIERS)}, fixed_after")),
     ("SGD(fixd(1))", ("fixd(1)", "fixd(...) is no kind of value: did you mean fixed?")),
     ("SGD(log())", ("log()", "log takes one value: write log(1e-3)")),
     ("SGD(log(1, 2))", ("log(1, 2)", "log takes one value: write log(1e-3)")),
@@ -295,7 +323,7 @@ MISTAKES = [
                      f"choose another of {', '.join(BIJECTIONS)}, or use fixed(...)")),
     ("SGD(fixed(log(learned(1))))",
      ("fixed(log(learned(1)))", "fixed(learned(log(1.0))) asks twice for the same thing: name at most one bijection, "
-      "one of fixed and learned, and per_tensor once")),
+      "one of fixed, learned and fixed_after, one of per_tensor and shared")),
     ("SGD(1, 2)", ("2", "only lr is given by position: write name=value")),
     ("SGD(clip, 1)", ("1", "only lr is given by position: write name=value")),
     ("SGD(1, lr=2)", ("lr=2", "lr is given twice")),

@@ -26,7 +26,7 @@ from hyperstack.rule import RULES
 
 repeatable = settings(deadline=None, derandomize=True)
 EPS = torch.finfo(torch.float64).eps
-NAMES = {"bijection": tuple(BIJECTIONS), "learned": ("fixed", "learned"), "per_tensor": ("per_tensor",)}
+NAMES = {"bijection": tuple(BIJECTIONS), "learned": ("fixed", "learned"), "tensors": ("per_tensor", "shared")}
 each_bijection = pytest.mark.parametrize("bijection", BIJECTIONS.values(), ids=BIJECTIONS)
 every_hyperparameter = pytest.mark.parametrize(
     "declared", [pytest.param(h, id=f"{r}.{k}") for r, rule in RULES.items() for k, h in rule.hyperparameters.items()]
@@ -198,6 +198,7 @@ def test_modifiers_mean_the_same_in_any_order(names):
         next((n for n in names if n in BIJECTIONS), None),
         {"fixed": False, "learned": True}.get(next((n for n in names if n in NAMES["learned"]), "")),
         "per_tensor" in names,
+        shared="shared" in names,
     )
     for order in itertools.permutations(names):
         made = 0.5
