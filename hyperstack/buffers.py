@@ -136,7 +136,7 @@ class Bucket:
     depends on what acts on the losses; `whole`: the flats with one number a tensor; `parts`: the flats cut into
     `blocks`, as views; `coefficients`: those of that update, one after another; `nothing`: what its pull returns where
     it was not updated, zeros; `transforms`: one state a transform; `ahead`: of a small bucket, what could be computed
-    of its next pull at its last push, a cache.
+    of its next pull at its last push, a cache; `findings`: see `Level.findings`; `place`: `index` as a tensor.
     """
 
     def __init__(
@@ -163,6 +163,8 @@ class Bucket:
         depending = Layout({name: shapes[name] for name in level.depends})
         pairs = len(level.depends) ** 2 * (len(index) if any(level.coefficient_dims.values()) else 1)
         self.nothing = torch.zeros(depending.total + (pairs + 1) * sloped, dtype=dtype, device=device)
+        self.place = torch.tensor(index, dtype=torch.int64, device=device)
+        self.findings = {name: zeros.new_zeros(len(index)) for name in level.findings}
         self.pending = False
         self.ahead: tuple[Tensors, tuple[Tensor, ...]] | None = None
         self.parts = [self._part(block) for block in self.blocks]
@@ -203,16 +205,24 @@ class Bucket:
         if not self.transforms:
             return grads
         whole = torch.cat(list(grads)).to(self.dtype)
+        self.findings["norm"].copy_(self.segments.norm(whole))
+        self.findings["clip"].fill_(1.0)
         reads = any(transform.reads_params for transform in self.level.rule.clip)
         params = torch.cat([block.gather(tensors) for block in self.blocks]).to(self.dtype) if reads else None
         for transform, state in zip(self.level.rule.clip, self.transforms, strict=True):
             context = Context(self.segments, params)
             for flat in kept.values():
                 flat.copy_(pushforward(partial(_only_gradient, transform, state, context), whole, flat))
-            whole, after, _ = transform(whole, state, context)
+            whole, after, factor = transform(whole, state, context)
+            self.findings["clip"].mul_(factor)
             for name, new in after.items():
                 state[name].copy_(new)
         return [whole[block.range] for block in self.blocks]
+
+    def measure(self, block: Block, found: Tensors) -> None:
+        """Keep what an update of a block found of each tensor."""
+        for name, values in section(found, "layer.").items():
+            self.findings[name][block.tensors] = values
 
     def record(self, block: Block, part: Tensors, grad: Tensor, tensors: Sequence[Tensor]) -> Tensors:
         """The block's new gradient, and the parameters where the rule reads them: recorded, if they are to be."""

@@ -43,7 +43,7 @@ from hyperstack.buffers import BLOCK, Bucket
 from hyperstack.climb import Climb
 from hyperstack.derivatives import pullback
 from hyperstack.errors import InputError, RunError
-from hyperstack.layout import Tensors, section
+from hyperstack.layout import Layout, Tensors, section
 from hyperstack.level import Level
 from hyperstack.primary import FusedPrimary, Primary
 from hyperstack.rule import Rule, Stack
@@ -64,7 +64,8 @@ class Tower:
     """A stack at work on a list of tensors: its hyperparameters, their states, and the record of the last step.
 
     `cells` is one flat tensor with everything of size one, or one a hyperparameter (see `climb`); `buckets` hold what
-    is as large as the parameters, and `steps` how many updates each bucket had. `fused`: see `Tapes`.
+    is as large as the parameters, and `steps` how many updates each bucket had. `found` is what the last step
+    found of each tensor, one flat tensor laid out by `findings` (see `Level.findings`). `fused`: see `Tapes`.
     """
 
     def __init__(
@@ -87,6 +88,8 @@ class Tower:
         self.cells = self.climb.start()
         self.buckets: list[Bucket] = []
         self.steps = self.cells.new_zeros(0)
+        self.findings = Layout({name: (len(tensors),) for name in self.levels[0].findings})
+        self.found = self.cells.new_zeros(self.findings.total)
         self._numbers: dict[float, Tensor] = {}
         self.tapes = Tapes(fused)
         self.primary = self._primary()
@@ -148,6 +151,8 @@ class Tower:
                 chosen = bucket.pick(begun.tensors) or []
                 mine = {name: bucket.pick_like(chosen, given) for name, given in begun.tangents.items()}
                 self.primary.push(bucket, chosen, flats, outputs[f"coefficients.{b}"], mine)
+                for name, place in self.findings.unpack(self.found).items():
+                    place.index_copy_(0, bucket.place.to(place.device), bucket.findings[name].to(place))
 
     @torch.no_grad()
     def limit(self, losses: Tensor, heard: bool) -> Limited:
@@ -259,7 +264,8 @@ class Tower:
         old = self.levels
         self.levels = [Level(level.rule, level.resolved, level.names, device) for level in old]
         self.climb = Climb(self.levels, self.climb.skips)
-        self.cells, self.steps = (x.to(device, self.levels[0].dtype) for x in (self.cells, self.steps))
+        moved = (x.to(device, self.levels[0].dtype) for x in (self.cells, self.steps, self.found))
+        self.cells, self.steps, self.found = moved
         self._numbers.clear()
         self.primary = self._primary()
         for bucket in self.buckets:

@@ -20,8 +20,10 @@ class Level:
 
     The learned hyperparameters lie one after another in a flat `raw` tensor: `learned` names them, `shapes` and
     `sizes` say what each takes, `segments` tells them apart, and `ends` is after how many steps each stays as it is,
-    None where none does. `coefficient_dims` names the rule's coefficients:
-    0-dim, or 1-dim with one number a tensor; `depends`, those that depend on anything learned.
+    None where none does. `coefficient_dims` names the rule's coefficients: 0-dim, or 1-dim with one
+    number a tensor; `depends`, those that depend on anything learned. `findings` is what a step finds of each tensor,
+    for the record: the "norm" of its gradient and "clip", by what factor transforms changed that, where there are any;
+    and what the rule keeps of each tensor.
     """
 
     def __init__(self, rule: Rule, resolved: dict[str, Resolved], names: Sequence[str], device: torch.device) -> None:
@@ -40,6 +42,8 @@ class Level:
         self.shared = [name for name in self.learned if resolved[name].shared]
         self.tangents = [name for name in self.learned if self.limits and name in self.limits.own]
         self.layer_states = list(rule.init_layers(self._tensor([1.0])))
+        clipping = ["norm", "clip"] if rule.clip else []
+        self.findings = [*clipping, *self.layer_states]
         values = self.values(self.start().requires_grad_())
         found = self.coefficients(values, self._tensor(1.0))
         self.coefficient_dims = {name: c.dim() for name, c in found.items()}

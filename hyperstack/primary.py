@@ -82,11 +82,12 @@ class Primary:
             inputs = {**part, **numbers, **bucket.record(block, part, grad, tensors)}
             if self.measures and _looks_ahead(bucket):
                 bucket.ahead = self._ahead(bucket, block).early(inputs, inputs["grad"])
-                delta = bucket.ahead[0].pop("delta")
+                found = bucket.ahead[0]
             else:
                 states = () if self.measures else bucket.states
-                delta = self._tape("push", bucket, block, self._moved, states)(inputs)["delta"]
-            block.add(tensors, delta)
+                found = self._tape("push", bucket, block, self._moved, states)(inputs)
+            bucket.measure(block, found)
+            block.add(tensors, found["delta"])
         bucket.pending = self.measures
 
     def _ahead(self, bucket: Bucket, block: Block) -> SplitTape:
@@ -123,7 +124,7 @@ class Primary:
         if self.sloped:
             squared = inputs["cotangent"].square().sum()
             products = torch.cat([products, self._gram(bucket, block, derivatives).reshape(-1), squared.reshape(1)])
-        return {"delta": delta.detach(), "products": products, **_states(after)}
+        return {"delta": delta.detach(), "products": products, **self._layers(after), **_states(after)}
 
     def _gram(self, bucket: Bucket, block: Block, derivatives: list[Tensor]) -> Tensor:
         """Products of derivatives with each other, [C, C]; [C, C, T] where coefficients are of one tensor."""
@@ -135,11 +136,16 @@ class Primary:
         return torch.nn.functional.pad(torch.stack(sums), around)
 
     def _derivative(self, bucket: Bucket, block: Block, inputs: Tensors) -> Tensors:
-        return {name: x for name, x in self._both(bucket, block, inputs).items() if name != "delta"}
+        found = self._both(bucket, block, inputs)
+        return {name: found[name] for name in ("products", *bucket.states)}
 
     def _moved(self, bucket: Bucket, block: Block, inputs: Tensors) -> Tensors:
         delta, after = self._update(bucket, block, inputs)
-        return {"delta": delta, **({} if self.measures else _states(after))}
+        return {"delta": delta, **self._layers(after), **({} if self.measures else _states(after))}
+
+    def _layers(self, after: Tensors) -> Tensors:
+        """What the rule found of each tensor in this update, for the record."""
+        return {f"layer.{name}": after[name].detach() for name in self.level.layer_states}
 
     def _update(
         self, bucket: Bucket, block: Block, inputs: Tensors, tangents: Tensors | None = None
@@ -195,6 +201,7 @@ class FusedPrimary(Primary):
             together = block.piece is None
             key = ("push", bucket.pending, together, grad.dtype, target.dtype)
             found = self._tape(key, bucket, block, self._pushed, writes if together else ["target", *writes])(inputs)
+            bucket.measure(block, found)
             if together:
                 block.add(tensors, found["delta"])
             else:
@@ -218,7 +225,7 @@ class FusedPrimary(Primary):
         delta, after = self._update(bucket, block, {**inputs, **numbers, **state, **record})
         kept = {name: record[name] for name in bucket.records}
         moved = {"delta": delta} if block.piece is None else {"target": inputs["target"] + delta}
-        return {**moved, **kept, **(state if self.measures else _states(after))}
+        return {**moved, **self._layers(after), **kept, **(state if self.measures else _states(after))}
 
 
 def _looks_ahead(bucket: Bucket) -> bool:

@@ -134,6 +134,17 @@ class Record:
         """The hyperparameters that were recorded, such as "0.lr", in the order of the stack."""
         return [name.removesuffix(".value") for name in self.columns if name.endswith(".value")]
 
+    @property
+    def tensors(self) -> dict[str, dict[str, NDArray[np.float64]]]:
+        """What was recorded of each parameter of the network, such as its "norm", by its name."""
+        found: dict[str, dict[str, NDArray[np.float64]]] = {}
+        for column, values in self.columns.items():
+            prefix, at, rest = column.partition("@")
+            if at:
+                name, _, what = rest.rpartition(".")
+                found.setdefault(prefix + name, {})[what] = values
+        return found
+
     def __len__(self) -> int:
         return len(self.columns["step"])
 
@@ -179,8 +190,9 @@ def _header(path: Path, line: str) -> list[str]:
             why=f"this hyperstack reads versions up to {VERSION}",
             instead="install a newer hyperstack",
         )
-    keys = [column.removesuffix(".value") for column in columns[2::3]]
-    if columns != ["step", "loss", *(f"{key}.{what}" for key in keys for what in ("value", "grad", "clip"))]:
+    keys = [column.removesuffix(".value") for column in columns[2::3] if column.endswith(".value")]
+    first = ["step", "loss", *(f"{key}.{what}" for key in keys for what in ("value", "grad", "clip"))]
+    if columns[: len(first)] != first or len(set(columns)) != len(columns):
         raise InputError(f"{path} has other columns than a hyperstack record", instead=NAME_A_RUN)
     return columns
 

@@ -3,6 +3,10 @@
 A row holds the step, the loss and, for each learned hyperparameter KEY, `KEY.value` in natural units, `KEY.grad`
 (its raw hypergradient, before clipping) and `KEY.clip` (the factor that clipping applied to it). Where a
 hyperparameter has one number a tensor, `value` is their mean and `grad` the norm of their gradients.
+
+Behind these stands what the primary level found: where it limits losses, `loss.bound` and `loss.limited`, the share of
+losses that were; where it clips the network's gradients, for each parameter `@NAME.norm`, of its gradient, and
+`@NAME.clip`, the factor; and what its rule keeps of each parameter, such as `@NAME.trust_ratio`.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from hyperstack.engine import Tower
 from hyperstack.optimizer import HyperOptimizer
 
 Rows = NDArray[np.float64]
+LOSSES = {"bound": "bound", "limited": "share"}
 VECTOR = 64  # a multiple of what processors compute at once
 
 
@@ -58,9 +63,9 @@ class Recorder:
         self.every, self.seconds, self.sinks = every, seconds, list(sinks)
         self._towers = list(opt.towers())
         first = self._towers[0][1].cells
-        width = 2 + sum(len(tower.cells) for _, tower in self._towers)
+        sizes = [size for _, tower in self._towers for size in (len(tower.cells), len(tower.found))]
+        width, self._sizes = 2 + sum(sizes), sizes
         self._rows = torch.zeros(block, width, dtype=first.dtype, device=first.device)
-        sizes = [len(tower.cells) for _, tower in self._towers]
         # Every place that a step fills, as views made once.
         self._places = [(row[0], row[1], row[2:].split(sizes)) for row in self._rows.unbind()]
         self._filled, self._fetched_at = 0, time.perf_counter()
@@ -68,6 +73,10 @@ class Recorder:
         for prefix, tower in self._towers:
             keys = [f"{prefix}{k}.{name}" for k, level in enumerate(tower.levels) for name in level.learned]
             self.columns += [f"{key}.{what}" for key in keys for what in ("value", "grad", "clip")]
+        for prefix, tower in self._towers:
+            self.columns += [f"{prefix}loss.{what}" for what in LOSSES if tower.levels[0].limits]
+            names = tower.levels[0].names
+            self.columns += [f"{prefix}@{name}.{what}" for what in tower.findings.shapes for name in names]
         for sink in self.sinks:
             sink.open(self.columns)
 
@@ -79,8 +88,9 @@ class Recorder:
         number, found, cells = self._places[self._filled]
         number.fill_(step)
         found.copy_(loss)
-        for place, (_, tower) in zip(cells, self._towers, strict=True):
-            place.copy_(tower.cells)
+        for i, (_, tower) in enumerate(self._towers):
+            cells[2 * i].copy_(tower.cells)
+            cells[2 * i + 1].copy_(tower.found)
         self._filled += 1
         if self._filled == len(self._rows) or time.perf_counter() - self._fetched_at > self.seconds:
             self.fetch()
@@ -114,9 +124,12 @@ class Recorder:
         is the same to the last bit in whichever block it comes.
         """
         count, block = len(block), torch.nn.functional.pad(block.cpu(), (0, 0, 0, -len(block) % VECTOR))
-        sizes = [2, *(len(tower.cells) for _, tower in self._towers)]
-        columns, *cells = block.split(sizes, dim=1)
-        found = [columns, *(_columns(tower, rows) for (_, tower), rows in zip(self._towers, cells, strict=True))]
+        columns, *cells = block.split([2, *self._sizes], dim=1)
+        towers = [tower for _, tower in self._towers]
+        found = [columns, *(_columns(tower, rows) for tower, rows in zip(towers, cells[::2], strict=True))]
+        for tower, rows, measured in zip(towers, cells[::2], cells[1::2], strict=True):
+            parts = dict(zip(tower.climb.layout.shapes, rows.split(tower.climb.layout.sizes, dim=1), strict=True))
+            found += [parts[f"0.loss.{cell}"] for cell in LOSSES.values() if tower.levels[0].limits] + [measured]
         return torch.cat(found, dim=1)[:count].double().numpy()
 
 

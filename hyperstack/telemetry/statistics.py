@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hyperstack.telemetry.jsonl import Record
 
@@ -32,6 +33,51 @@ class Statistics:
     def as_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class TensorStatistics:
+    """One parameter of the network over the recorded steps; None where it was not recorded.
+
+    `norm_median`, `norm_max`: of its gradient before the transforms. `clipped`: the share of steps in which they made
+    it smaller, `factor`: by what, on average over these steps. `trust_median`, `trust_max`: its trust ratio, under a
+    layer-wise rule.
+    """
+
+    norm_median: float | None
+    norm_max: float | None
+    clipped: float | None
+    factor: float | None
+    trust_median: float | None
+    trust_max: float | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return asdict(self)
+
+
+def tensor_statistics(record: Record) -> dict[str, TensorStatistics]:
+    """The statistics of every parameter of which something was recorded, those first that were clipped most often."""
+    found = {name: _of_tensor(columns) for name, columns in record.tensors.items()}
+    return dict(sorted(found.items(), key=lambda pair: -(pair[1].clipped or 0.0)))
+
+
+def _of_tensor(columns: dict[str, NDArray[np.float64]]) -> TensorStatistics:
+    norm, trust = (_middle_and_end(columns.get(name)) for name in ("norm", "trust_ratio"))
+    clip = columns.get("clip")
+    below = clip[clip < 1] if clip is not None else np.empty(0)
+    return TensorStatistics(
+        *norm,
+        float(len(below) / len(clip)) if clip is not None and len(clip) else None,
+        float(below.mean()) if len(below) else None,
+        *trust,
+    )
+
+
+def _middle_and_end(values: NDArray[np.float64] | None) -> tuple[float | None, float | None]:
+    """The median and the largest of what is finite."""
+    known = values[np.isfinite(values)] if values is not None else np.empty(0)
+    return (float(np.median(known)), float(known.max())) if len(known) else (None, None)
 
 
 def statistics(record: Record) -> dict[str, Statistics]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from hyperstack.rule import Stack
-    from hyperstack.telemetry.statistics import Statistics
+    from hyperstack.telemetry.statistics import Statistics, TensorStatistics
 
 EPILOG = """\b
 Examples:
@@ -24,6 +25,7 @@ Examples:
   hyperstack inspect runs/mnist-001 --json
 """
 WIDE = 116  # columns, from which on values and hypergradients stand side by side
+MOST = 8  # parameters of the network that are shown
 TALL = 12  # levels that are shown on a terminal unless one asks for more
 
 
@@ -47,17 +49,21 @@ def command(run: Path, wanted: tuple[int, ...], as_json: bool) -> None:
                    that 95 % of the steps stay below, and the largest
     clipped        the share of steps in which clipping made it smaller
     nan/inf        the number of steps in which it was no number, or infinite
+    gradient of    where the primary level clips the network's gradients, the
+                   parameters that it clipped most: the norm before, the share of
+                   steps in which it was clipped, and the mean factor in these;
+                   and the trust ratio, where a layer-wise rule has one
 
     All of the recorded steps. What is fixed is not recorded. A run that still trains, or was killed, is shown as far
     as it came.
     """
     from hyperstack.errors import InputError
     from hyperstack.telemetry.runfolder import RunFolder
-    from hyperstack.telemetry.statistics import statistics
+    from hyperstack.telemetry.statistics import statistics, tensor_statistics
 
     folder = RunFolder.existing(run)
     plan, summary, record = folder.read_plan(), folder.read_summary(), folder.read_record()
-    found = statistics(record)
+    found, tensors = statistics(record), tensor_statistics(record)
     stack = _stack(plan.stack)
     height = len(stack) if stack else 1 + max((_level(key) for key in found), default=0)
     if beyond := [k for k in wanted if k >= height]:
@@ -65,7 +71,9 @@ def command(run: Path, wanted: tuple[int, ...], as_json: bool) -> None:
     levels = sorted(set(wanted)) or list(range(height))
     if as_json:
         keys = {key: s.as_dict() for key, s in found.items() if _level(key) in levels}
-        click.echo(json.dumps({"plan": plan.as_dict(), "summary": summary, "rows": len(record), "keys": keys}))
+        named = {name: s.as_dict() for name, s in tensors.items()}
+        whole = {"plan": plan.as_dict(), "summary": summary, "rows": len(record), "keys": keys, "tensors": named}
+        click.echo(json.dumps(whole))
         return
     console = out()
     head = f"{plan.task} · {plan.stack} · seed {plan.seed} · {plan.device}"
@@ -74,6 +82,8 @@ def command(run: Path, wanted: tuple[int, ...], as_json: bool) -> None:
     cut = levels[:TALL] if console.is_terminal and not wanted else levels
     for k in cut:
         _show(console, k, stack, {key: s for key, s in found.items() if _level(key) == k})
+        if k == 0 and tensors:
+            _show_tensors(console, tensors)
     if len(cut) < len(levels):
         console.print(f"\nand {len(levels) - len(cut)} more levels: see them with --level K, or in a pipe")
 
@@ -119,6 +129,32 @@ def _show(console: Console, k: int, stack: Stack | None, found: dict[str, Statis
     spread = [name for name, r in stack[k].resolve(1.0).items() if r.per_tensor and r.learned] if stack else []
     if spread:
         console.print(f"  {', '.join(spread)}: one a tensor; shown are their mean and the norm of their hypergradients")
+
+
+def _show_tensors(console: Console, tensors: dict[str, TensorStatistics]) -> None:
+    """The parameters that were clipped most, by name."""
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 0, 0, 1 if console.width < 72 else 2), pad_edge=True)
+    table.add_column("gradient of", no_wrap=True, min_width=13, max_width=24, overflow="ellipsis")
+    shown: dict[str, Callable[[TensorStatistics], str]] = {
+        "norm 50 %": lambda s: number(s.norm_median, 3),
+        "norm max": lambda s: number(s.norm_max, 3),
+        "clipped": lambda s: "-" if s.clipped is None else f"{100 * s.clipped:.0f} %",
+        "factor": lambda s: number(s.factor, 3),
+        "trust 50 %": lambda s: number(s.trust_median, 3),
+        "trust max": lambda s: number(s.trust_max, 3),
+    }
+    first = list(tensors.items())[:MOST]
+    columns = {title: [show(s) for _, s in first] for title, show in shown.items()}
+    columns = {title: cells for title, cells in columns.items() if set(cells) != {"-"}}
+    for title in columns:
+        table.add_column(title, justify="right", no_wrap=True)
+    for i, (name, _) in enumerate(first):
+        table.add_row(name, *(cells[i] for cells in columns.values()))
+    console.print(table)
+    if len(first) < len(tensors):
+        console.print(f"  and {len(tensors) - len(first)} more parameters: see them with --json")
 
 
 VALUES = ("first", "last", "min", "max")
