@@ -25,12 +25,28 @@ from hyperstack.hyperparameter import (
 )
 from hyperstack.optimizer import HyperOptimizer
 from hyperstack.rule import RULES, Option, Rule, Stack
-from hyperstack.rules import SGD, AdaBound, AdaGrad, Adam, AdamW, AMSGrad, Lion, NAdam, RAdam, RMSProp, Yogi
+from hyperstack.rules import (
+    LAMB,
+    LAMBC,
+    SGD,
+    AdaBound,
+    AdaGrad,
+    Adam,
+    AdamW,
+    AMSGrad,
+    Lion,
+    NAdam,
+    RAdam,
+    RMSProp,
+    Yogi,
+)
 from hyperstack.transforms import TRANSFORMS, Transform
 from hyperstack.transforms import Cumulative as cumulative
 from hyperstack.version import __version__
 
 __all__ = [
+    "LAMB",
+    "LAMBC",
     "NON_NEGATIVE",
     "POSITIVE",
     "RULES",

@@ -5,6 +5,8 @@ from hyperstack.rules.adagrad import AdaGrad
 from hyperstack.rules.adam import Adam
 from hyperstack.rules.adamw import AdamW
 from hyperstack.rules.amsgrad import AMSGrad
+from hyperstack.rules.lamb import LAMB
+from hyperstack.rules.lambc import LAMBC
 from hyperstack.rules.lion import Lion
 from hyperstack.rules.nadam import NAdam
 from hyperstack.rules.radam import RAdam
@@ -13,6 +15,8 @@ from hyperstack.rules.sgd import SGD
 from hyperstack.rules.yogi import Yogi
 
 __all__ = [
+    "LAMB",
+    "LAMBC",
     "SGD",
     "AMSGrad",
     "AdaBound",
