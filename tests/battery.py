@@ -327,7 +327,7 @@ def calm(name, *above):
 
     That is what Adam's betas have at first.
     """
-    declared = RULES[name].hyperparameters if {"Lion", "LAMB"} & set(above) else {}
+    declared = RULES[name].hyperparameters if {"Lion", "LAMB", "LAMBC"} & set(above) else {}
     return {k: hs.fixed(interior(h)) for k, h in declared.items() if h.bijection == "logit"}
 
 

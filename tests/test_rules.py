@@ -31,6 +31,7 @@ from battery import (
 )
 
 import hyperstack as hs
+from hyperstack import buffers
 from hyperstack.engine import Tower
 from hyperstack.numerics import Segments
 
@@ -93,6 +94,107 @@ def test_parity_in_float32(case):
         other.step()
     assert all(p.dtype == torch.float32 for p in ours)
     assert_close(ours, theirs, 100 * torch.finfo(torch.float32).eps)
+
+
+def beside(text, other):
+    """A stack and another optimizer through the same gradients."""
+    ours, theirs = tensors(), [p.requires_grad_() for p in tensors()]
+    tower, other = Tower(hs.parse(text), ours), other(theirs)
+    for gs in gradients(STEPS):
+        tower.step(ours, gs)
+        for p, g in zip(theirs, gs, strict=True):
+            p.grad = g.clone()
+        other.step()
+        assert_close(ours, theirs, 1e-12)
+
+
+@pytest.mark.parametrize("clips", [False, True], ids=["LAMB", "LAMBC"])
+@pytest.mark.parametrize("decay", [0.0, 0.2])
+def test_lamb_as_timm_has_it(clips, decay):
+    """There: 1-β^t, ε behind the root, the norm of r + λw, bounded by 1 with trust_clip. Off: its clip of all gradients
+    together. Without decay it takes no ratio, unless always_adapt.
+    """
+    lamb = pytest.importorskip("timm.optim.lamb", reason="needs timm", exc_type=ImportError)
+    text = f"{'LAMBC' if clips else 'LAMB'}(0.02, decay_in_ratio, weight_decay={decay})"
+    options = {"max_grad_norm": None, "trust_clip": clips, "always_adapt": True}
+    beside(text, lambda params: lamb.Lamb(params, lr=0.02, weight_decay=decay, **options))
+
+
+def test_lamb_as_pytorch_optimizer_has_it():
+    """There: no bias correction, but with adam_debias=False one of lr by 1-β1^t, φ = min(., 10), ε in the ratio too.
+    Without ε the length of r drops out, and with it the correction.
+    """
+    package = pytest.importorskip("pytorch_optimizer", reason="needs pytorch_optimizer", exc_type=ImportError)
+    beside("LAMB(0.02, phi_max=10, eps=0)", lambda params: package.Lamb(params, lr=0.02, eps=0, adam_debias=True))
+
+
+def test_a_lamb_without_length_is_adam():
+    """A tensor of zeros has ratio 1, in its first step; and a step of zeros moves nothing."""
+    zeros = [torch.zeros(3, 4, dtype=torch.float64) for _ in range(2)]
+    g = gradients(1, shapes=((3, 4),))[0]
+    Tower(hs.parse("LAMB(0.1, eps=1e-8)"), zeros[:1]).step(zeros[:1], g)
+    Tower(hs.parse("Adam(0.1)"), zeros[1:]).step(zeros[1:], g)
+    assert_close(zeros[:1], zeros[1:], 1e-12)
+    assert zeros[0].any()
+    params = tensors(shapes=((3, 4),))
+    Tower(hs.parse("LAMBC / SGD(1)"), params).step(params, [torch.zeros(3, 4, dtype=torch.float64)])
+    assert_same(params, tensors(shapes=((3, 4),)))
+
+
+@pytest.mark.parametrize("text", ["LAMBC(0.02, trust_min=0.9, trust_max=1.1)", "LAMBC(0.02, deviations=0.1)"])
+def test_the_ratio_that_was_applied_is_shown(text):
+    params = [torch.nn.Parameter(p) for p in tensors(shapes=SMALL)]
+    opt, before = hs.HyperOptimizer(params, text), tensors(shapes=SMALL)
+    for p, g in zip(params, gradients(1, shapes=SMALL)[0], strict=True):
+        p.grad = g
+    opt.step()
+    ratios = [opt.state[p]["trust_ratio"] for p in params]
+    for p, old, ratio in zip(params, before, ratios, strict=True):
+        # at t = 1, r is g / (|g| + ε)
+        r = p.grad / (p.grad.abs() + 1e-6)
+        assert_close([p.detach() - old], [-0.02 * ratio * r], 1e-12)
+        assert ratio.shape == ()
+    assert len({float(r) for r in ratios}) > 1
+
+
+def test_bounds_that_cross_are_refused():
+    with pytest.raises(hs.InputError, match="trust_min is above its trust_max"):
+        hs.LAMBC(trust_min=2)
+    with pytest.raises(hs.InputError, match="phi_min 3 is above phi_max 2"):
+        hs.LAMB(phi_min=3, phi_max=2)
+    assert hs.LAMB(phi_min=3).phi_min == 3
+    with pytest.raises(hs.StackError, match="trust_min is above") as error:
+        hs.parse("Adam / LAMBC(trust_min=2)")
+    assert len(error.value.mistakes) == 1
+    assert hs.parse("LAMBC(trust_min=μ)").bind(μ=0.5)
+    with pytest.raises(hs.InputError, match="trust_min is above"):
+        hs.parse("LAMBC(trust_min=μ)").bind(μ=1.5)
+
+
+def test_a_level_above_learns_the_bound():
+    """Where clipped steps and gradients point the same way, a larger bound is better, and it grows."""
+    params = [torch.nn.Parameter(torch.full((4,), 50.0)), torch.nn.Parameter(torch.full((2, 2), -30.0))]
+    opt = hs.HyperOptimizer(params, "LAMBC(1e-2, trust_max=per_tensor(1.0)) / SGD(1e-3)")
+    for _ in range(10):
+        opt.zero_grad()
+        sum((p**2).sum() for p in params).backward()
+        opt.step()
+    assert (opt.hyperparameters()["0.trust_max"] > 1.1).all()
+
+
+@pytest.mark.parametrize("block", [4, 60, 400])
+@pytest.mark.parametrize("text", ["LAMBC(0.02, trust_max=learned(per_tensor(1.0)))", "LAMBC(0.02, deviations=0.1)"])
+def test_ratios_of_whole_tensors_in_blocks_of_any_size(text, block, monkeypatch):
+    """A tensor is never cut, and tensors of one size share a program but no number."""
+    shapes = ((9, 40), (5,), (), (30,), (5, 6), (3, 10), (5,))
+    found = []
+    for size in (buffers.BLOCK, block):
+        monkeypatch.setattr(buffers, "BLOCK", size)
+        params = tensors(shapes=shapes)
+        tower = Tower(hs.parse(text + " / SGD(1e-3, clip)"), params)
+        run(tower, params, gradients(5, shapes=shapes))
+        found.append([*params, *tower.hyperparameters().values(), *tower.hypergradients().values()])
+    assert_close(found[1], found[0], 1e-12, 1e-15)
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c[0] in ("Adam", "RMSProp")], ids=["Adam", "RMSProp"])

@@ -29,6 +29,7 @@ class LAMB(Adam):
     per_layer: ClassVar[tuple[str, ...]] = ("lr",)
     reads_params = True
     source = "You et al. 2020, Algorithm 2; Fong et al. 2020, Algorithm 1 with c = False"
+    upper_ratio = 0.01
 
     def refuse(self, values):
         if 0 < self.phi_max < self.phi_min:

@@ -24,6 +24,7 @@ class LAMBC(LAMB):
     bound_gamma = Option(0.0, "c: bounds τ(1 - 1/(ct + 1)) and τ(1 + 1/(ct)) (Luo et al. 2019); 0 is off")
     per_layer = ("lr", "trust_min", "trust_max", "trust_decay", "low", "high", "first")
     source = "Fong et al. 2020, Algorithm 1 with c = True, and section 5"
+    upper_ratio = 0.01
 
     def refuse(self, values):
         super().refuse(values)
