@@ -1,7 +1,7 @@
 """Measure the tables of README.md and docs/, and write them where they stand.
 
     python docs/make_results.py              every table, from MNIST runs: about half an hour on two cores
-    python docs/make_results.py start        only the tables named: start, clipping, rates, family, long, speed, sweep
+    python docs/make_results.py start        only the tables named: start, clipping, rates, family, trust, layers, ...
     python docs/make_results.py --show start to the screen, not into the files
 
 `speed` and `sweep` come from `hyperstack bench`, and want a quiet machine. Elsewhere a figure is the test error in
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+import itertools
 import json
 import os
 import platform
@@ -26,6 +27,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import hyperstack as hs
 from hyperstack.tasks import Data, Task, get_task
@@ -111,7 +113,7 @@ def rates() -> str:
 
 def family() -> str:
     """Adam's kin, more briefly."""
-    names = ("AdamW", "AMSGrad", "NAdam", "RAdam", "AdaBound", "Yogi", "Lion")
+    names = ("AdamW", "AMSGrad", "NAdam", "RAdam", "AdaBound", "Yogi", "Lion", "LAMB", "LAMBC")
     return by_ratio(names, (1e-5, 1e-4, 1e-3, 1e-2), 2)
 
 
@@ -124,6 +126,67 @@ def long() -> str:
     }
     rows = [[f"`{stack}`", figure(stack, epochs=30), figures] for stack, figures in published.items()]
     return markdown(["stack", "test error, %", "published"], rows)
+
+
+@functools.cache
+def trusted(stack: str, batch_size: int, seed: int) -> tuple[float, Tensor, Tensor]:
+    """The test error of 5 epochs in percent, and the trust ratios applied and unclipped, each [steps, tensors]."""
+    task, data = mnist()
+    trainer = Trainer(Plan(task.name, str(hs.parse(stack)), 5, seed, "cpu", batch_size), task, data)
+    params, rows = list(trainer.model.parameters()), []
+    lengths = [float(p.detach().norm()) for p in params]
+
+    def look() -> bool:
+        for i, p in enumerate(params if trainer.steps else ()):
+            s = trainer.opt.state[p]
+            root = (s["exp_avg_sq"] / (1 - 0.999**trainer.steps)).sqrt()
+            r = s["exp_avg"] / (1 - 0.9**trainer.steps) / (root + 1e-6)
+            rows.append((float(s["trust_ratio"]), lengths[i] / float(r.norm())))
+            lengths[i] = float(p.detach().norm())
+        return False
+
+    with Recorder(trainer.opt, []) as recorder:
+        trainer.run(recorder, stop=look)
+    look()
+    found = 100 * trainer.summary()["test_error"]
+    print(f"{stack}  batch {batch_size}  seed {seed}: {found:.2f} %", file=sys.stderr, flush=True)
+    applied, raw = torch.tensor(rows).view(-1, len(params), 2).unbind(2)
+    return found, applied, raw
+
+
+TRUST = (
+    "LAMB(0.01)",
+    "LAMBC(0.01)",
+    "LAMBC(0.01, trust_max=3)",
+    "LAMBC(0.01, trust_max=10)",
+    "LAMBC(0.01, deviations=3)",
+    "LAMBC(0.01, trust_decay=0.9, deviations=3)",
+    "LAMBC(0.01, bound_gamma=0.001)",
+    "LAMBC(0.01, bound_gamma=0.1)",
+)
+
+
+def trust() -> str:
+    """LAMB and LAMBC at the batch sizes and the rate of Fong et al.: errors and trust ratios."""
+    rows = []
+    for batch, stack in itertools.product((1000, 2000, 3000), TRUST):
+        errors, applied, raw = zip(*(trusted(stack, batch, seed) for seed in SEEDS), strict=True)
+        highest = [f"{float(torch.cat(found).max()):.2f}" for found in (applied, raw)]
+        over = 100 * float((torch.cat(raw) > torch.cat(applied) * 1.0001).double().mean())
+        error = f"{mean(errors):.2f} ± {stdev(errors):.2f}"
+        rows.append([str(batch), f"`{stack}`", error, *highest, f"{over:.0f}"])
+    return markdown(["batch", "stack", "test error, %", "largest γ", "unclipped", "clipped, %"], rows)
+
+
+def layers() -> str:
+    """The unclipped trust ratios of each tensor, batches of 1000: median and largest over steps and seeds."""
+    rows = []
+    for stack in TRUST[:2]:
+        raw = torch.cat([trusted(stack, 1000, seed)[2] for seed in SEEDS])
+        pairs = zip(raw.median(0).values.tolist(), raw.max(0).values.tolist(), strict=True)
+        rows.append([f"`{stack}`", *(f"{middle:.2g} / {largest:.2g}" for middle, largest in pairs)])
+    names = [name for name, _ in mnist()[0].model().named_parameters()]
+    return markdown(["stack", *(f"`{name}`" for name in names)], rows)
 
 
 def bench(*arguments: str) -> list[dict[str, Any]]:
@@ -181,7 +244,9 @@ def sweep() -> str:
     return markdown(HEAD, rows_of(bench("1e4", "1e5", "1e6", "1e7", "1e8", "--seconds", "15", *only)))
 
 
-TABLES: dict[str, Callable[[], str]] = {f.__name__: f for f in (start, clipping, rates, family, long, speed, sweep)}
+TABLES: dict[str, Callable[[], str]] = {
+    f.__name__: f for f in (start, clipping, rates, family, trust, layers, long, speed, sweep)
+}
 PLACE = re.compile(r"(<!-- results: (\w+) -->\n).*?(\n<!-- end of results -->)", re.DOTALL)
 
 

@@ -27,7 +27,22 @@ from hyperstack.hyperparameter import (
 from hyperstack.numerics import huberize
 from hyperstack.optimizer import HyperOptimizer
 from hyperstack.rule import RULES, Option, Rule, Stack
-from hyperstack.rules import ALRC, SGD, AdaBound, AdaGrad, Adam, AdamW, AMSGrad, Lion, NAdam, RAdam, RMSProp, Yogi
+from hyperstack.rules import (
+    ALRC,
+    LAMB,
+    LAMBC,
+    SGD,
+    AdaBound,
+    AdaGrad,
+    Adam,
+    AdamW,
+    AMSGrad,
+    Lion,
+    NAdam,
+    RAdam,
+    RMSProp,
+    Yogi,
+)
 from hyperstack.transforms import AGC as agc
 from hyperstack.transforms import TRANSFORMS, Transform
 from hyperstack.transforms import Adaptive as adaptive
@@ -42,6 +57,8 @@ from hyperstack.version import __version__
 
 __all__ = [
     "ALRC",
+    "LAMB",
+    "LAMBC",
     "NON_NEGATIVE",
     "POSITIVE",
     "RULES",

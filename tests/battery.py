@@ -15,6 +15,7 @@ import torch
 from torch import optim
 
 import hyperstack as hs
+from hyperstack.numerics import Segments
 
 EPS = torch.finfo(torch.float64).eps
 
@@ -99,6 +100,52 @@ def published_lion(g, s, lr=1e-4, beta1=0.9, beta2=0.99):
     return lr * (beta1 * m + (1 - beta1) * g).sign()
 
 
+class Document(optim.Optimizer):
+    """Algorithm 1 of Fong et al. 2020, line by line, its bias correction with the power t that it leaves out.
+
+    `eps_inside` is line 12 as printed; `whole` takes the norm of r + λw in line 13, as in You et al. 2020; `phi` clamps
+    the norm of w; `low` and `high` are the bounds of equation 3, None where c = False. `deviations` and `gamma` are the
+    two ways of section 5: ALRC's running moments of each layer's ratio, and AdaBound's schedule.
+    """
+
+    def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-6, decay=0.0, eps_inside=False, whole=False,
+                 phi=None, low=0.0, high=None, deviations=None, keep=0.999, gamma=None):  # fmt: skip
+        super().__init__(params, {})
+        self.lr, self.betas, self.eps, self.decay = lr, betas, eps, decay
+        self.eps_inside, self.whole, self.phi, self.keep = eps_inside, whole, phi, keep
+        self.low, self.high, self.deviations, self.gamma = low, high, deviations, gamma
+
+    @torch.no_grad()
+    def step(self):
+        for w in self.param_groups[0]["params"]:
+            s, g, (beta1, beta2) = self.state[w], w.grad, self.betas
+            t = s["t"] = s.get("t", 0) + 1
+            s["m"] = beta1 * s.get("m", torch.zeros_like(w)) + (1 - beta1) * g
+            s["v"] = beta2 * s.get("v", torch.zeros_like(w)) + (1 - beta2) * g**2
+            m, v = s["m"] / (1 - beta1**t), s["v"] / (1 - beta2**t)
+            r = m / (v + self.eps) ** 0.5 if self.eps_inside else m / (v**0.5 + self.eps)
+            w -= self.lr * self.trust(w, r + self.decay * w if self.whole else r, s) * (r + self.decay * w)
+
+    def trust(self, w, r, s):
+        above, below = float((w**2).sum()) ** 0.5, float((r**2).sum()) ** 0.5
+        if self.phi:
+            above = min(max(above, self.phi[0]), self.phi[1])
+        ratio = above / below if above and below else 1.0
+        if self.high is None:
+            return ratio
+        low, high = self.low, self.high
+        if self.deviations is not None:
+            if s["t"] == 1:
+                s["mean"], s["square"] = 3 * ratio, 9 * ratio**2
+            high *= s["mean"] + self.deviations * max(s["square"] - s["mean"] ** 2, 0.0) ** 0.5
+            s["mean"] = self.keep * s["mean"] + (1 - self.keep) * ratio
+            s["square"] = self.keep * s["square"] + (1 - self.keep) * ratio**2
+        if self.gamma is not None:
+            low = max(low, high * (1 - 1 / (self.gamma * s["t"] + 1)))
+            high = high * (1 + 1 / (self.gamma * s["t"]))
+        return min(max(ratio, low), high)
+
+
 def like(oracle, **arguments):
     """What makes an oracle of given parameters: a class of torch.optim, or a formula."""
     if isinstance(oracle, type):
@@ -113,6 +160,7 @@ AMS = {"lr": 0.02, "amsgrad": True}
 AMSW = {**AMS, "betas": (0.9, 0.6), "weight_decay": 2}
 AWAY = {"lr": 0.02, "weight_decay": 2, "decoupled_weight_decay": True}
 RIGID = {"lr": 0.02, "momentum_decay": 0.0}
+FAST = {"lr": 0.02, "betas": (0.8, 0.6), "eps": 0.01}
 QUICK = {"lr": 0.1, "beta1": 0.8, "beta2": 0.6, "eps": 0.01}
 
 # rule: (a level as text, its oracle), one line a case
@@ -198,6 +246,30 @@ ORACLES = {
         ("AdaBound(weight_decay=0.2)", like(authors_adabound, weight_decay=0.2)),
         ("AdaBound(decoupled_weight_decay, weight_decay=2)", like(authors_adabound, decoupled=0.002)),
     ],
+    "LAMB": [
+        ("LAMB", like(Document)),
+        ("LAMB(0.02, beta1=0.8, beta2=0.6, eps=0.01)", like(Document, **FAST)),
+        ("LAMB(0.02, eps_inside, beta1=0.8, beta2=0.6, eps=0.01)", like(Document, **FAST, eps_inside=True)),
+        ("LAMB(0.02, weight_decay=0.2)", like(Document, lr=0.02, decay=0.2)),
+        ("LAMB(0.02, decay_in_ratio, weight_decay=2)", like(Document, lr=0.02, decay=2, whole=True)),
+        ("LAMB(0.02, phi_max=1.5)", like(Document, lr=0.02, phi=(0, 1.5))),
+        ("LAMB(0.02, phi_min=1.5, phi_max=3)", like(Document, lr=0.02, phi=(1.5, 3))),
+    ],
+    "LAMBC": [
+        ("LAMBC", like(Document, high=1)),
+        ("LAMBC(0.02, beta1=0.8, beta2=0.6, eps=0.01)", like(Document, **FAST, high=1)),
+        ("LAMBC(0.02, trust_min=0.9, trust_max=1.2)", like(Document, lr=0.02, low=0.9, high=1.2)),
+        ("LAMBC(0.02, decay_in_ratio, weight_decay=2)", like(Document, lr=0.02, decay=2, whole=True, high=1)),
+        ("LAMBC(0.02, eps_inside, phi_min=1.5, phi_max=3.0, eps=0.1)",
+         like(Document, lr=0.02, eps_inside=True, eps=0.1, phi=(1.5, 3), high=1)),
+        ("LAMBC(0.02, deviations=0.1, trust_decay=0.3)", like(Document, lr=0.02, high=1, deviations=0.1, keep=0.3)),
+        ("LAMBC(0.02, deviations=3, trust_max=0.1)", like(Document, lr=0.02, high=0.1, deviations=3)),
+        ("LAMBC(0.02, bound_gamma=0.5)", like(Document, lr=0.02, high=1, gamma=0.5)),
+        ("LAMBC(0.02, bound_gamma=0.5, trust_min=0.6, weight_decay=0.2)",
+         like(Document, lr=0.02, low=0.6, high=1, gamma=0.5, decay=0.2)),
+        ("LAMBC(0.02, bound_gamma=2, deviations=0.1, trust_decay=0.3)",
+         like(Document, lr=0.02, high=1, deviations=0.1, keep=0.3, gamma=2)),
+    ],
     "Lion": [
         ("Lion", like(published_lion)),
         ("Lion(0.02, beta1=0.5, beta2=0.7)", like(published_lion, lr=0.02, beta1=0.5, beta2=0.7)),
@@ -205,7 +277,7 @@ ORACLES = {
     ],
 }  # fmt: skip
 # The hyperparameters of which the one-step hypergradient is always 0.
-FLAT = {"Lion": ("beta1", "beta2")}
+FLAT = {"Lion": ("beta1", "beta2"), "LAMBC": ("trust_decay",)}
 CASES = [case for cases in ORACLES.values() for case in cases]
 
 
@@ -214,12 +286,21 @@ RULES = {name: rule for name, rule in hs.RULES.items() if rule.__module__.starts
 PAIRS = list(itertools.product(RULES, repeat=2))
 
 
+# Where bounds cut some trust ratios of generic tensors and leave others, and a mean follows within a few steps.
+INSIDE = {hs.LAMBC.trust_min: 0.8, hs.LAMBC.trust_max: 1.2, hs.LAMBC.trust_decay: 0.3}
+AWAY_FROM = {hs.LAMB.phi_max: 1.5, hs.LAMBC.bound_gamma: 0.3}
+
+
 def option_choices(rule):
-    """Every combination of a rule's options: flags off and on, numbers at their default and away from it."""
-    choices = [
-        (o.default, not o.default if isinstance(o.default, bool) else o.default + 0.1) for o in rule.options.values()
-    ]
-    return [dict(zip(rule.options, chosen, strict=True)) for chosen in itertools.product(*choices)]
+    """Every combination of a rule's options: flags off and on, numbers at their default and away from it.
+
+    Of more than four options, at most two are away from their defaults.
+    """
+    away = {n: AWAY_FROM.get(o, o.default + 0.1) for n, o in rule.options.items()}
+    away.update({n: not o.default for n, o in rule.options.items() if isinstance(o.default, bool)})
+    counts = range(len(away) + 1 if len(away) <= 4 else 3)
+    chosen = [names for count in counts for names in itertools.combinations(away, count)]
+    return [{n: away[n] if n in names else o.default for n, o in rule.options.items()} for names in chosen]
 
 
 def interior(hyperparameter):
@@ -227,6 +308,8 @@ def interior(hyperparameter):
 
     A domain without end counts as one up to 1, or up to a tenth of a default that is larger.
     """
+    if hyperparameter in INSIDE:
+        return INSIDE[hyperparameter]
     low, high = hyperparameter.domain.low, hyperparameter.domain.high
     low = low if math.isfinite(low) else 0.0
     return low + 0.3 * ((high if math.isfinite(high) else max(1.0, hyperparameter.default / 10)) - low)
@@ -237,6 +320,15 @@ def asked(rule, wish=lambda value: value, **arguments):
     flat = FLAT.get(rule.__name__, ())
     settings = {k: (hs.fixed if k in flat else hs.learned)(wish(interior(h))) for k, h in rule.hyperparameters.items()}
     return rule(**{**settings, **arguments})
+
+
+def calm(name, *above):
+    """What to fix under a level whose steps are as long for small gradients, also where one is 0 but for rounding.
+
+    That is what Adam's betas have at first.
+    """
+    declared = RULES[name].hyperparameters if {"Lion", "LAMB", "LAMBC"} & set(above) else {}
+    return {k: hs.fixed(interior(h)) for k, h in declared.items() if h.bijection == "logit"}
 
 
 SHAPES = ((9, 40), (5,), (), (2, 1, 3))
@@ -312,9 +404,19 @@ def clip_cumulatively(g, memory, skip_zeros=False):
     return clipped
 
 
+def start(rule, p):
+    """The state of one tensor before its first update, one number a tensor included."""
+    return {**rule.init(p), **rule.init_layers(p.new_zeros(1))}
+
+
 def apply(rule, g, state, h, t, p):
-    """One update by a rule's own pure functions: what it adds to `p`, and the state after."""
+    """One update of one tensor by a rule's own pure functions: what it adds to `p`, and the state after."""
     c = SimpleNamespace(**{n: x.to(g.dtype) for n, x in rule.coefficients(h, t).items()})
+    if rule.per_layer:
+        c.layers = Segments([tuple(p.shape)], p.device)
+        flat = {n: x.reshape(-1) for n, x in state.items()}
+        delta, after = rule.update(g.reshape(-1), flat, c, p.reshape(-1))
+        return delta.view(p.shape), {n: x.view(state[n].shape) for n, x in after.items()}
     return rule.update(g, state, c, p if rule.reads_params else None)
 
 
@@ -336,7 +438,7 @@ class Reference:
             )
         self.slots = [
             {
-                key: {"t": 0, "state": r.init(x), "clip": [{"t": 0, "theta": 0.0} for _ in r.clip]}
+                key: {"t": 0, "state": start(r, x), "clip": [{"t": 0, "theta": 0.0} for _ in r.clip]}
                 for key, x in m.items()
             }
             for r, m in zip(self.rules, self.moved, strict=False)

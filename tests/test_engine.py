@@ -18,6 +18,7 @@ from battery import (
     asked,
     assert_close,
     assert_same,
+    calm,
     gradients,
     interior,
     number,
@@ -198,15 +199,6 @@ def follow(stack, steps=7, nonfinite="skip", schedule=lambda t: 1.0, grads=None,
         assert_close({key: factors[key] for key in large}, large, 1e3 * rtol)
         assert {key: int(counts[key]) for key in slow.skipped} == slow.skipped
     return tower
-
-
-def calm(name, *above):
-    """What to fix under a level that goes by signs alone, also where a hypergradient is 0 but for rounding.
-
-    That is what Adam's betas have at first.
-    """
-    declared = RULES[name].hyperparameters if "Lion" in above else {}
-    return {k: hs.fixed(interior(h)) for k, h in declared.items() if h.bijection == "logit"}
 
 
 @by_pair

@@ -20,16 +20,20 @@ from battery import (
     assert_close,
     assert_same,
     authors_adabound,
+    calm,
     central_differences,
     gradients,
     interior,
     like,
     option_choices,
+    start,
     tensors,
 )
 
 import hyperstack as hs
+from hyperstack import buffers
 from hyperstack.engine import Tower
+from hyperstack.numerics import Segments
 
 STEPS = 12
 WITH_OPTIONS = [pytest.param(rule, o, id=f"{n}-{o}") for n, rule in RULES.items() for o in option_choices(rule)]
@@ -92,6 +96,107 @@ def test_parity_in_float32(case):
     assert_close(ours, theirs, 100 * torch.finfo(torch.float32).eps)
 
 
+def beside(text, other):
+    """A stack and another optimizer through the same gradients."""
+    ours, theirs = tensors(), [p.requires_grad_() for p in tensors()]
+    tower, other = Tower(hs.parse(text), ours), other(theirs)
+    for gs in gradients(STEPS):
+        tower.step(ours, gs)
+        for p, g in zip(theirs, gs, strict=True):
+            p.grad = g.clone()
+        other.step()
+        assert_close(ours, theirs, 1e-12)
+
+
+@pytest.mark.parametrize("clips", [False, True], ids=["LAMB", "LAMBC"])
+@pytest.mark.parametrize("decay", [0.0, 0.2])
+def test_lamb_as_timm_has_it(clips, decay):
+    """There: 1-β^t, ε behind the root, the norm of r + λw, bounded by 1 with trust_clip. Off: its clip of all gradients
+    together. Without decay it takes no ratio, unless always_adapt.
+    """
+    lamb = pytest.importorskip("timm.optim.lamb", reason="needs timm", exc_type=ImportError)
+    text = f"{'LAMBC' if clips else 'LAMB'}(0.02, decay_in_ratio, weight_decay={decay})"
+    options = {"max_grad_norm": None, "trust_clip": clips, "always_adapt": True}
+    beside(text, lambda params: lamb.Lamb(params, lr=0.02, weight_decay=decay, **options))
+
+
+def test_lamb_as_pytorch_optimizer_has_it():
+    """There: no bias correction, but with adam_debias=False one of lr by 1-β1^t, φ = min(., 10), ε in the ratio too.
+    Without ε the length of r drops out, and with it the correction.
+    """
+    package = pytest.importorskip("pytorch_optimizer", reason="needs pytorch_optimizer", exc_type=ImportError)
+    beside("LAMB(0.02, phi_max=10, eps=0)", lambda params: package.Lamb(params, lr=0.02, eps=0, adam_debias=True))
+
+
+def test_a_lamb_without_length_is_adam():
+    """A tensor of zeros has ratio 1, in its first step; and a step of zeros moves nothing."""
+    zeros = [torch.zeros(3, 4, dtype=torch.float64) for _ in range(2)]
+    g = gradients(1, shapes=((3, 4),))[0]
+    Tower(hs.parse("LAMB(0.1, eps=1e-8)"), zeros[:1]).step(zeros[:1], g)
+    Tower(hs.parse("Adam(0.1)"), zeros[1:]).step(zeros[1:], g)
+    assert_close(zeros[:1], zeros[1:], 1e-12)
+    assert zeros[0].any()
+    params = tensors(shapes=((3, 4),))
+    Tower(hs.parse("LAMBC / SGD(1)"), params).step(params, [torch.zeros(3, 4, dtype=torch.float64)])
+    assert_same(params, tensors(shapes=((3, 4),)))
+
+
+@pytest.mark.parametrize("text", ["LAMBC(0.02, trust_min=0.9, trust_max=1.1)", "LAMBC(0.02, deviations=0.1)"])
+def test_the_ratio_that_was_applied_is_shown(text):
+    params = [torch.nn.Parameter(p) for p in tensors(shapes=SMALL)]
+    opt, before = hs.HyperOptimizer(params, text), tensors(shapes=SMALL)
+    for p, g in zip(params, gradients(1, shapes=SMALL)[0], strict=True):
+        p.grad = g
+    opt.step()
+    ratios = [opt.state[p]["trust_ratio"] for p in params]
+    for p, old, ratio in zip(params, before, ratios, strict=True):
+        # at t = 1, r is g / (|g| + ε)
+        r = p.grad / (p.grad.abs() + 1e-6)
+        assert_close([p.detach() - old], [-0.02 * ratio * r], 1e-12)
+        assert ratio.shape == ()
+    assert len({float(r) for r in ratios}) > 1
+
+
+def test_bounds_that_cross_are_refused():
+    with pytest.raises(hs.InputError, match="trust_min is above its trust_max"):
+        hs.LAMBC(trust_min=2)
+    with pytest.raises(hs.InputError, match="phi_min 3 is above phi_max 2"):
+        hs.LAMB(phi_min=3, phi_max=2)
+    assert hs.LAMB(phi_min=3).phi_min == 3
+    with pytest.raises(hs.StackError, match="trust_min is above") as error:
+        hs.parse("Adam / LAMBC(trust_min=2)")
+    assert len(error.value.mistakes) == 1
+    assert hs.parse("LAMBC(trust_min=μ)").bind(μ=0.5)
+    with pytest.raises(hs.InputError, match="trust_min is above"):
+        hs.parse("LAMBC(trust_min=μ)").bind(μ=1.5)
+
+
+def test_a_level_above_learns_the_bound():
+    """Where clipped steps and gradients point the same way, a larger bound is better, and it grows."""
+    params = [torch.nn.Parameter(torch.full((4,), 50.0)), torch.nn.Parameter(torch.full((2, 2), -30.0))]
+    opt = hs.HyperOptimizer(params, "LAMBC(1e-2, trust_max=per_tensor(1.0)) / SGD(1e-3)")
+    for _ in range(10):
+        opt.zero_grad()
+        sum((p**2).sum() for p in params).backward()
+        opt.step()
+    assert (opt.hyperparameters()["0.trust_max"] > 1.1).all()
+
+
+@pytest.mark.parametrize("block", [4, 60, 400])
+@pytest.mark.parametrize("text", ["LAMBC(0.02, trust_max=learned(per_tensor(1.0)))", "LAMBC(0.02, deviations=0.1)"])
+def test_ratios_of_whole_tensors_in_blocks_of_any_size(text, block, monkeypatch):
+    """A tensor is never cut, and tensors of one size share a program but no number."""
+    shapes = ((9, 40), (5,), (), (30,), (5, 6), (3, 10), (5,))
+    found = []
+    for size in (buffers.BLOCK, block):
+        monkeypatch.setattr(buffers, "BLOCK", size)
+        params = tensors(shapes=shapes)
+        tower = Tower(hs.parse(text + " / SGD(1e-3, clip)"), params)
+        run(tower, params, gradients(5, shapes=shapes))
+        found.append([*params, *tower.hyperparameters().values(), *tower.hypergradients().values()])
+    assert_close(found[1], found[0], 1e-12, 1e-15)
+
+
 @pytest.mark.parametrize("case", [c for c in CASES if c[0] in ("Adam", "RMSProp")], ids=["Adam", "RMSProp"])
 def test_parity_where_a_square_overflows(case):
     ours, theirs = tensors(torch.float32), [p.requires_grad_() for p in tensors(torch.float32)]
@@ -127,7 +232,7 @@ def test_an_update_is_pure_and_keeps_shape_and_dtype(rule, options, dtype):
     level = asked(rule, **options)
     h = SimpleNamespace(**{k: torch.tensor(interior(p), dtype=torch.float64) for k, p in rule.hyperparameters.items()})
     g, p = tensors(dtype, ((3, 5),), 3) + tensors(dtype, ((3, 5),), 4)
-    state, declared = level.init(p), deepcopy(level.init(p))
+    state, declared = start(level, p), deepcopy(start(level, p))
     for t in (1.0, 2.0, 3.0):
         before = deepcopy([state, g, p, vars(h)])
         delta, after = apply(level, g, state, h, torch.tensor(t, dtype=torch.float64), p)
@@ -141,18 +246,33 @@ def test_an_update_is_pure_and_keeps_shape_and_dtype(rule, options, dtype):
         state = after
 
 
+def somewhere(level, like, *more):
+    """A state of positive numbers, the entries of one number a tensor after the others."""
+    names = [*level.init(like), *level.init_layers(like.new_zeros(1))]
+    return {k: x.abs() + 1 for k, x in zip(names, more, strict=False)}
+
+
 @by_options
 def test_an_update_is_elementwise(rule, options):
-    """On a part of the elements the rule does what it does on all: so work may go block by block."""
+    """On a part of the elements the rule does what it does on all: so work may go block by block.
+
+    Where it looks at whole tensors, on some of the tensors it does what it does on all.
+    """
     level = asked(rule, **options)
     h = SimpleNamespace(**{k: torch.tensor(interior(p), dtype=torch.float64) for k, p in rule.hyperparameters.items()})
-    t = torch.tensor(2.0, dtype=torch.float64)
-    g, p, *rest = tensors(shapes=((11,),) * 6)
-    state = {k: x.abs() + 1 for k, x in zip(level.init(p), rest, strict=False)}
-    delta, after = apply(level, g, state, h, t, p)
-    part = slice(3, 8)
-    some, some_after = apply(level, g[part], {k: x[part] for k, x in state.items()}, h, t, p[part])
-    assert_same([some, some_after], [delta[part], {k: x[part] for k, x in after.items()}])
+    g, p, *rest = tensors(shapes=((11,),) * 7)
+    c = SimpleNamespace(**level.coefficients(h, torch.tensor(2.0, dtype=torch.float64)))
+    state, of_layers = somewhere(level, p, *rest), level.init_layers(p[:1])
+    sizes, some = [(2,), (1,), (5,), (0,), (3,)], slice(1, 4)  # of the tensors; of their elements, 2 to 8
+    if rule.per_layer:
+        state = {k: x[:5] if k in of_layers else x for k, x in state.items()}
+    found = []
+    for part, layers in ((slice(0, 11), slice(0, 5)), (slice(2, 8), some)):
+        c.layers = Segments(sizes[layers])
+        mine = {k: x[layers] if k in of_layers else x[part] for k, x in state.items()}
+        found.append(level.update(g[part], mine, c, p[part] if level.reads_params else None))
+    (delta, after), wanted = found[0], found[1]
+    assert_same(list(wanted), [delta[2:8], {k: x[some] if k in of_layers else x[2:8] for k, x in after.items()}])
 
 
 # ---- hypergradients
@@ -200,13 +320,16 @@ def test_hypergradients_are_the_derivatives_of_the_last_update(rule, options):
 @by_rule
 def test_hypergradients_chain_through_three_levels(rule):
     lower = asked(hs.SGD, momentum=hs.learned(hs.per_tensor(0.4)), lr=hs.learned(hs.per_tensor(0.1)))
-    check_hypergradients(lower / asked(rule, lr=hs.learned(0.02)) / asked(rule, lr=hs.learned(1e-3)), 10, AT, 0.3)
+    stack = lower / asked(rule, lr=hs.learned(0.02)) / asked(rule, lr=hs.learned(1e-3))
+    # The length of r drops out of LAMB's steps, and a single number has nothing else but its sign.
+    check_hypergradients(stack, 10, AT, 0.3, flat=("2.beta2",) if rule is hs.LAMB else ())
 
 
 @by_rule
 def test_hypergradients_of_one_number_a_tensor(rule):
     upper = asked(rule, hs.per_tensor, lr=hs.learned(hs.per_tensor(0.02)))
-    check_hypergradients(asked(rule, hs.per_tensor) / upper / hs.SGD(1e-3), 10, AT[1:], 0.7)
+    calmed = calm(rule.__name__, rule.__name__)
+    check_hypergradients(asked(rule, hs.per_tensor, **calmed) / upper / hs.SGD(1e-3), 10, AT[1:], 0.7)
 
 
 @pytest.mark.parametrize("bijection", [hs.lin, hs.log, hs.square, hs.logit])

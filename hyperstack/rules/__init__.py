@@ -6,6 +6,8 @@ from hyperstack.rules.adam import Adam
 from hyperstack.rules.adamw import AdamW
 from hyperstack.rules.alrc import ALRC
 from hyperstack.rules.amsgrad import AMSGrad
+from hyperstack.rules.lamb import LAMB
+from hyperstack.rules.lambc import LAMBC
 from hyperstack.rules.lion import Lion
 from hyperstack.rules.nadam import NAdam
 from hyperstack.rules.radam import RAdam
@@ -15,6 +17,8 @@ from hyperstack.rules.yogi import Yogi
 
 __all__ = [
     "ALRC",
+    "LAMB",
+    "LAMBC",
     "SGD",
     "AMSGrad",
     "AdaBound",
