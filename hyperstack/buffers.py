@@ -175,19 +175,6 @@ class Bucket:
         """The gradients of each block, flat, in their own dtype."""
         return [block.gather(grads) for block in self.blocks]
 
-    def transformed(self, grads: Sequence[Tensor], tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-        """The gradients of each block as the level's transforms, which need them all at once, make them."""
-        if not self.transforms:
-            return grads
-        whole = torch.cat(list(grads)).to(self.dtype)
-        reads = any(transform.reads_params for transform in self.level.rule.clip)
-        params = torch.cat([block.gather(tensors) for block in self.blocks]).to(self.dtype) if reads else None
-        for transform, state in zip(self.level.rule.clip, self.transforms, strict=True):
-            whole, after, _ = transform(whole, state, Context(self.segments, params))
-            for name, new in after.items():
-                state[name].copy_(new)
-        return [whole[block.range] for block in self.blocks]
-
     def record(self, block: Block, part: Tensors, grad: Tensor, tensors: Sequence[Tensor]) -> Tensors:
         """The block's new gradient, and the parameters where the rule reads them: recorded, if they are to be."""
         found = {"grad": grad, **({"params": block.gather(tensors)} if self.level.rule.reads_params else {})}
@@ -234,3 +221,39 @@ class Bucket:
         for mine, theirs in zip(self.transforms, saved["transforms"], strict=True):
             for name, tensor in mine.items():
                 tensor.copy_(theirs[name])
+
+
+def transformed(
+    buckets: Sequence[Bucket], grads: Sequence[Sequence[Tensor] | None], tensors: Sequence[Tensor]
+) -> list[Sequence[Tensor] | None]:
+    """The gradients of each bucket's blocks as the level's transforms, which need them all at once, make them."""
+    found: list[Sequence[Tensor] | None] = list(grads)
+    together: dict[Any, list[int]] = {}
+    for b, bucket in enumerate(buckets):
+        if bucket.transforms and grads[b] is not None:
+            together.setdefault((bucket.device, bucket.dtype), []).append(b)
+    for members in together.values():
+        group = [buckets[b] for b in members]
+        parts = [part for b in members for part in grads[b] or ()]
+        made = _transformed(group, torch.cat([part.to(group[0].dtype) for part in parts]), tensors)
+        for b, bucket, flat in zip(members, group, made, strict=True):
+            found[b] = [flat[block.range] for block in bucket.blocks]
+    return found
+
+
+def _transformed(group: Sequence[Bucket], whole: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The flat gradients of buckets on one device and in one dtype, given one after another."""
+    clip, segments = group[0].level.rule.clip, group[0].segments.joined([bucket.segments for bucket in group[1:]])
+    params = None
+    if any(transform.reads_params for transform in clip):
+        mine = [[tensors[i] for i in bucket.index] for bucket in group]
+        parts = [block.gather(ts) for bucket, ts in zip(group, mine, strict=True) for block in bucket.blocks]
+        params = torch.cat([part.to(whole.dtype) for part in parts])
+    for i, transform in enumerate(clip):
+        states = [bucket.transforms[i] for bucket in group]
+        state = {name: torch.cat([s[name] for s in states]) if len(states) > 1 else x for name, x in states[0].items()}
+        whole, after, _ = transform(whole, state, Context(segments, params))
+        for name, new in after.items():
+            for kept, part in zip(states, new.split([len(bucket.index) for bucket in group]), strict=True):
+                kept[name].copy_(part)
+    return list(whole.split([bucket.segments.total for bucket in group]))

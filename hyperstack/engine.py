@@ -38,7 +38,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperstack.buffers import BLOCK, Bucket
+from hyperstack.buffers import BLOCK, Bucket, transformed
 from hyperstack.climb import Climb
 from hyperstack.errors import InputError, RunError
 from hyperstack.layout import Tensors
@@ -104,8 +104,9 @@ class Tower:
         # In place, as everything that outlives a step: a captured graph finds it where it was.
         self.cells.copy_(outputs["cells"])
         self.steps.copy_(outputs["steps"])
+        ready = transformed(self.buckets, gradients, tensors)
         for b, bucket in enumerate(self.buckets):
-            if (flats := gradients[b]) is not None:
+            if (flats := ready[b]) is not None:
                 self.primary.push(bucket, bucket.pick(tensors) or [], flats, outputs[f"coefficients.{b}"])
 
     def _number(self, value: float | Tensor) -> Tensor:

@@ -63,9 +63,8 @@ class Primary:
         return total if grads is not None else bucket.nothing
 
     def push(self, bucket: Bucket, tensors: list[Tensor], grads: Sequence[Tensor], coefficients: Tensor) -> None:
-        """Record a bucket's new gradient, flat for each block, and move its tensors by the rule."""
+        """Record a bucket's new gradient, flat for each block and transformed, and move its tensors by the rule."""
         bucket.coefficients.copy_(coefficients)
-        grads = bucket.transformed(grads, tensors)
         numbers = bucket.layout.unpack(bucket.coefficients)
         for block, part, grad in zip(bucket.blocks, bucket.parts, grads, strict=True):
             inputs = {**part, **numbers, **bucket.record(block, part, grad, tensors)}
@@ -149,7 +148,6 @@ class FusedPrimary(Primary):
 
     def push(self, bucket: Bucket, tensors: list[Tensor], grads: Sequence[Tensor], coefficients: Tensor) -> None:
         """As `Primary.push`."""
-        grads = bucket.transformed(grads, tensors)
         known, writes = {"coefficients": coefficients}, list(bucket.records)
         if bucket.pending:
             known["before"] = bucket.coefficients
