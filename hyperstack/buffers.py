@@ -11,19 +11,16 @@ The parameters themselves are never moved into the buffer: they stay where the u
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hyperstack.derivatives import pushforward
 from hyperstack.layout import Layout, Tensors, section
 from hyperstack.level import Level
 from hyperstack.numerics import Segments
-from hyperstack.transforms import Context, State, Transform
 
 BLOCK = 1 << 18
 """Elements of a block on the CPU: 1 MiB in float32, a dozen of which fit into the cache that its cores share."""
@@ -81,10 +78,6 @@ class Block:
             chosen[0].add_(delta.view(chosen[0].shape))
         else:
             chosen[0].view(-1)[self.piece].add_(delta)
-
-
-def _only_gradient(transform: Transform, state: State, context: Context, gradient: Tensor) -> Tensor:
-    return transform(gradient, state, context)[0]
 
 
 def cut(segments: Segments, splittable: bool, how: Blocks) -> list[Block]:
@@ -183,41 +176,16 @@ class Bucket:
         chosen = [tensors[i] for i in self.index]
         return None if chosen[0] is None else chosen  # type: ignore[return-value]
 
-    def pick_like(self, mine: Sequence[Tensor], tensors: Sequence[Tensor | None]) -> list[Tensor]:
-        """The bucket's own among the tower's `tensors`; zeros like `mine` where they are None."""
-        chosen = (tensors[i] for i in self.index)
-        return [torch.zeros_like(p) if x is None else x for p, x in zip(mine, chosen, strict=True)]
-
     def gather(self, grads: Sequence[Tensor]) -> list[Tensor]:
         """The gradients of each block, flat, in their own dtype."""
         return [block.gather(grads) for block in self.blocks]
 
-    def transformed(
-        self, grads: Sequence[Tensor], tensors: Sequence[Tensor], tangents: dict[str, list[Tensor]]
-    ) -> Sequence[Tensor]:
-        """The gradients of each block as the level's transforms, which need them all at once, make them.
-
-        Their tangents go the same way, and are kept.
-        """
-        kept = section(self.flats, "tangent.")
-        for name, flat in kept.items():
-            flat.copy_(torch.cat(self.gather(tangents[name]))) if name in tangents else flat.zero_()
-        if not self.transforms:
-            return grads
-        whole = torch.cat(list(grads)).to(self.dtype)
-        self.findings["norm"].copy_(self.segments.norm(whole))
-        self.findings["clip"].fill_(1.0)
-        reads = any(transform.reads_params for transform in self.level.rule.clip)
-        params = torch.cat([block.gather(tensors) for block in self.blocks]).to(self.dtype) if reads else None
-        for transform, state in zip(self.level.rule.clip, self.transforms, strict=True):
-            context = Context(self.segments, params)
-            for flat in kept.values():
-                flat.copy_(pushforward(partial(_only_gradient, transform, state, context), whole, flat))
-            whole, after, factor = transform(whole, state, context)
-            self.findings["clip"].mul_(factor)
-            for name, new in after.items():
-                state[name].copy_(new)
-        return [whole[block.range] for block in self.blocks]
+    def keep_tangents(self, tensors: Sequence[Tensor], tangents: Mapping[str, Sequence[Tensor | None]]) -> None:
+        """Keep how the gradients of the tower's tensors depend on what acts on the losses; 0 where nothing is given."""
+        for name, flat in section(self.flats, "tangent.").items():
+            given = tangents.get(name, [None] * len(tensors))
+            mine = [torch.zeros_like(tensors[i]) if given[i] is None else given[i] for i in self.index]
+            flat.copy_(torch.cat(self.gather(mine)))  # type: ignore[arg-type]
 
     def measure(self, block: Block, found: Tensors) -> None:
         """Keep what an update of a block found of each tensor."""

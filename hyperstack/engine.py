@@ -31,7 +31,7 @@ Scalars are float64. Nothing waits for the device: there is no branch on a tenso
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -43,6 +43,7 @@ from hyperstack.buffers import BLOCK, Bucket
 from hyperstack.climb import Climb
 from hyperstack.derivatives import pullback
 from hyperstack.errors import InputError, RunError
+from hyperstack.gradients import Tangents, transformed
 from hyperstack.layout import Layout, Tensors, section
 from hyperstack.level import Level
 from hyperstack.primary import FusedPrimary, Primary
@@ -57,7 +58,7 @@ class Begun(NamedTuple):
     inputs: Tensors
     tensors: Sequence[Tensor]
     gradients: list[list[Tensor] | None]
-    tangents: Mapping[str, Sequence[Tensor | None]]
+    tangents: Tangents
 
 
 class Tower:
@@ -106,7 +107,7 @@ class Tower:
         tensors: Sequence[Tensor],
         grads: Sequence[Tensor | None],
         schedule: float | Tensor = 1.0,
-        tangents: Mapping[str, Sequence[Tensor | None]] | None = None,
+        tangents: Tangents | None = None,
     ) -> None:
         """Update every level of the tower, and then `tensors` in place, from their gradients.
 
@@ -122,7 +123,7 @@ class Tower:
         tensors: Sequence[Tensor],
         grads: Sequence[Tensor | None],
         schedule: float | Tensor,
-        tangents: Mapping[str, Sequence[Tensor | None]] | None,
+        tangents: Tangents | None,
     ) -> Begun:
         """The first half of a step: what the gradients say of the last one."""
         self._arrange(tensors, grads)
@@ -146,11 +147,10 @@ class Tower:
         # In place, as everything that outlives a step: a captured graph finds it where it was.
         self.cells.copy_(outputs["cells"])
         self.steps.copy_(outputs["steps"])
+        ready = transformed(self.buckets, begun.gradients, begun.tensors, begun.tangents)
         for b, bucket in enumerate(self.buckets):
-            if (flats := begun.gradients[b]) is not None:
-                chosen = bucket.pick(begun.tensors) or []
-                mine = {name: bucket.pick_like(chosen, given) for name, given in begun.tangents.items()}
-                self.primary.push(bucket, chosen, flats, outputs[f"coefficients.{b}"], mine)
+            if (flats := ready[b]) is not None:
+                self.primary.push(bucket, bucket.pick(begun.tensors) or [], flats, outputs[f"coefficients.{b}"])
                 for name, place in self.findings.unpack(self.found).items():
                     place.index_copy_(0, bucket.place.to(place.device), bucket.findings[name].to(place))
 

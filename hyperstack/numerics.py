@@ -61,6 +61,7 @@ class Segments:
         self._repeats = torch.tensor(self.sizes, dtype=torch.int64, device=device)
         self._parts: dict[tuple[int, ...], tuple[Segments, Tensor]] = {}
         self._matching: dict[str, tuple[int, ...]] = {}
+        self._joined: tuple[list[Segments], Segments] = ([], self)
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -97,6 +98,14 @@ class Segments:
         """The elements of some of the tensors, flat."""
         parts = flat.split(self.sizes)
         return torch.cat([parts[i] for i in chosen])
+
+    def joined(self, others: Sequence[Segments]) -> Segments:
+        """These tensors, and those of others after them; the last answer is kept."""
+        if self._joined[0] != list(others):
+            shapes = [shape for s in (self, *others) for shape in s.shapes]
+            names = [name for s in (self, *others) for name in s.names]
+            self._joined = list(others), Segments(shapes, self.device, names)
+        return self._joined[1]
 
     def part(self, chosen: tuple[int, ...]) -> Segments:
         """Some of the tensors alone."""

@@ -66,17 +66,9 @@ class Primary:
         bucket.pending, bucket.ahead = False, None
         return total if grads is not None else bucket.nothing
 
-    def push(
-        self,
-        bucket: Bucket,
-        tensors: list[Tensor],
-        grads: Sequence[Tensor],
-        coefficients: Tensor,
-        tangents: dict[str, list[Tensor]],
-    ) -> None:
-        """Record a bucket's new gradient, flat for each block, and move its tensors by the rule."""
+    def push(self, bucket: Bucket, tensors: list[Tensor], grads: Sequence[Tensor], coefficients: Tensor) -> None:
+        """Record a bucket's new gradient, flat for each block and transformed, and move its tensors by the rule."""
         bucket.coefficients.copy_(coefficients)
-        grads = bucket.transformed(grads, tensors, tangents)
         numbers = bucket.layout.unpack(bucket.coefficients)
         for block, part, grad in zip(bucket.blocks, bucket.parts, grads, strict=True):
             inputs = {**part, **numbers, **bucket.record(block, part, grad, tensors)}
@@ -179,16 +171,8 @@ class FusedPrimary(Primary):
             found.append(tape({**part, **known, "cotangent": grad})["products"])
         return torch.stack(found).sum(0) if len(found) > 1 else found[0]
 
-    def push(
-        self,
-        bucket: Bucket,
-        tensors: list[Tensor],
-        grads: Sequence[Tensor],
-        coefficients: Tensor,
-        tangents: dict[str, list[Tensor]],
-    ) -> None:
+    def push(self, bucket: Bucket, tensors: list[Tensor], grads: Sequence[Tensor], coefficients: Tensor) -> None:
         """As `Primary.push`."""
-        grads = bucket.transformed(grads, tensors, tangents)
         known, writes = {"coefficients": coefficients}, list(bucket.records)
         if bucket.pending:
             known["before"] = bucket.coefficients

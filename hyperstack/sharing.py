@@ -6,17 +6,16 @@ by its upper levels; the others take it over.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from hyperstack.engine import Begun, Tower
+from hyperstack.gradients import Tangents
 from hyperstack.layout import Tensors
 
-Arguments = tuple[
-    Sequence[Tensor], Sequence[Tensor | None], float | Tensor, Mapping[str, Sequence[Tensor | None]] | None
-]
+Arguments = tuple[Sequence[Tensor], Sequence[Tensor | None], float | Tensor, Tangents | None]
 
 
 def step_together(towers: Sequence[Tower], arguments: Sequence[Arguments]) -> None:

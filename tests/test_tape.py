@@ -129,6 +129,7 @@ FUNCTIONS = {
     "minimum": lambda a, b: torch.minimum(a, b),
     "maximum": lambda a, b: torch.maximum(a, b),
     "clamp": lambda a, b: a.clamp(min=1) + b,
+    "clamp on both sides": lambda a, b: a.clamp(-0.5, 1.5) + b,
     "exp": lambda a, b: torch.exp(a) - b,
     "sqrt": lambda a, b: torch.sqrt(a) * b,
     "rsqrt": lambda a, b: torch.rsqrt(a) * b,

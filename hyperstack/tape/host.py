@@ -267,7 +267,7 @@ class _HostCompiler:
         if node.function is not aten._to_copy.default and (narrow or node.kwargs):
             raise _Unsupported  # a narrower dtype would round, and keywords (alpha=, rounding_mode=) change the meaning
         arguments = [a for a in node.args if a is not None] if node.function is aten.clamp.default else node.args
-        if node.function is aten.clamp.default and (len(node.args) > 2 or node.args[1] is None):
+        if node.function is aten.clamp.default and node.args[1] is None:
             raise _Unsupported
         shape = self.program.spec(node.out).shape
         columns = []
@@ -277,6 +277,8 @@ class _HostCompiler:
             else:
                 columns.append([_literal(a)] * shape.numel())
         template = _TEMPLATES[node.function]
+        if node.function is aten.clamp.default and len(columns) == 3:
+            template = f"smaller({template}, {{2}})"
         self._assign(node, [template.format(*row) for row in zip(*columns, strict=True)])
 
     def _assign(self, node: Node, expressions: list[str]) -> None:

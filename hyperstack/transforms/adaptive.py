@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from hyperstack.hyperparameter import POSITIVE, Interval
+from hyperstack.numerics import spread_bound
 from hyperstack.transforms.base import PER, Context, State, Transform, norm_factor, norms, option, ratio
 
 if TYPE_CHECKING:
@@ -16,11 +17,6 @@ if TYPE_CHECKING:
     from hyperstack.numerics import Segments
 
 DECAY = Interval(0.0, 1.0, low_open=True, high_open=True)
-
-
-def spread_bound(mean: Tensor, square: Tensor, n: float) -> Tensor:
-    """n standard deviations above a mean, from the mean and the mean of squares."""
-    return mean + n * (square - mean * mean).clamp(min=0).sqrt()
 
 
 @dataclass(frozen=True)
@@ -55,7 +51,7 @@ class Adaptive(Transform):
         segments, (mean, square) = context.segments, (state["mean"], state["square"])
         norm = norms(segments, gradient, self.per)
         first, started = 3 * norm, mean > 0
-        factor = torch.where(started, norm_factor(spread_bound(mean, square, self.n), norm), 1.0)
+        factor = torch.where(started, norm_factor(spread_bound(mean, square, self.n)[1], norm), 1.0)
         counts = torch.isfinite(first * first) & (started | (norm > 0))
         # The first square is exactly that of the first mean, so that rounding adds no spread.
         new_mean = torch.where(started, self.decay * mean + (1 - self.decay) * norm, first)
