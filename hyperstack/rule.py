@@ -309,13 +309,7 @@ class Stack:
     @classmethod
     def of(cls, value: object) -> Stack:
         """A stack from a stack, a level, or a rule class with all its defaults."""
-        if isinstance(value, Stack):
-            return value
-        if isinstance(value, type) and issubclass(value, Rule):
-            return cls([value()])
-        if isinstance(value, Rule):
-            return cls([value])
-        raise InputError(f"{value!r} is no level of a stack", instead="divide rules, as in Adam / SGD(1e-5)")
+        return value if isinstance(value, Stack) else cls(_levels(value))
 
     def resolve(self) -> list[dict[str, Resolved]]:
         """For each level, every hyperparameter with nothing left open; unbound names are an InputError."""
@@ -356,7 +350,7 @@ class Stack:
         raise AttributeError(f"a stack is immutable: make another one instead of setting {name}")
 
     def __truediv__(self, other: object) -> Stack:
-        return Stack(self.levels + Stack.of(other).levels)
+        return Stack(self.levels + _levels(other))
 
     def __len__(self) -> int:
         return len(self.levels)
@@ -377,3 +371,14 @@ class Stack:
         return " / ".join(map(str, self.levels))
 
     __repr__ = __str__
+
+
+def _levels(value: object) -> tuple[Rule, ...]:
+    """The levels of a stack, or one level: a rule with arguments or a class with all its defaults."""
+    if isinstance(value, Stack):
+        return value.levels
+    if isinstance(value, type) and issubclass(value, Rule):
+        return (value(),)
+    if isinstance(value, Rule):
+        return (value,)
+    raise InputError(f"{value!r} is no level of a stack", instead="divide rules, as in Adam / SGD(1e-5)")

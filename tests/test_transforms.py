@@ -14,9 +14,8 @@ import hyperstack as hs
 from hyperstack import buffers
 from hyperstack.engine import Tower
 from hyperstack.errors import InputError
-from hyperstack.numerics import Segments
+from hyperstack.numerics import Segments, spread_bound
 from hyperstack.transforms import TRANSFORMS, Context, Cumulative, Percentile, Transform
-from hyperstack.transforms.adaptive import spread_bound
 
 SHAPES = {
     "tensors": [(3, 4), (1,), (), (7,), (2, 1, 5)],
@@ -142,9 +141,9 @@ every_dtype = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], i
 
 
 def context(shapes, dtype=torch.float64):
-    """With generic parameters."""
+    """With generic parameters, and slopes that make nothing longer."""
     segments = Segments(shapes)
-    return Context(segments, torch.randn(segments.total, dtype=dtype))
+    return Context(segments, torch.randn(segments.total, dtype=dtype), 1 + torch.rand(segments.total, dtype=dtype))
 
 
 def start(transform, around):
@@ -313,7 +312,7 @@ def test_a_number_that_is_not_finite_leaves_no_trace(bad, transform):
             if transform.name != "value" or math.isnan(bad):
                 assert_same(passed[[0, 3, 5]], broken[[0, 3, 5]])
                 assert (factor == 1).all()
-            if transform.name != "value":
+            if transform.name not in ("value", "cosine"):
                 assert_same(passed, broken)
             interrupted = after
         one, straight, _ = transform(gradient, straight, around)
@@ -363,7 +362,7 @@ def test_norms_afterwards(per):
 
 def test_a_bound_of_standard_deviations():
     mean, square = torch.tensor([2.0, 2.0, 0.5, 0.5]), torch.tensor([4.0, 13.0, 0.25, 0.0])
-    assert spread_bound(mean, square, 3.0).tolist() == [2.0, 11.0, 0.5, 0.5]  # rounding may leave a square too small
+    assert spread_bound(mean, square, 3.0)[1].tolist() == [2.0, 11.0, 0.5, 0.5]  # rounding may leave a square too small
 
 
 def test_adaptive_lets_the_first_norms_pass_limits_a_spike_and_follows_a_lasting_rise():
@@ -452,7 +451,8 @@ def test_every_transform_runs_without_a_look_at_a_value(transform, shapes):
 def stack_of(*transforms):
     """Three levels, each with these transforms; patterns of names are kept to what matches on every level."""
     clip = [replace(t, names="*" if t.names == "*" else "[02l]*") for t in transforms]
-    primary = hs.Adam(hs.lin(0.01), beta1=hs.fixed(0.9), beta2=hs.fixed(0.99), weight_decay=hs.learned(0.1), clip=clip)
+    low = [t for t in clip if not t.reads_slope]
+    primary = hs.Adam(hs.lin(0.01), beta1=hs.fixed(0.9), beta2=hs.fixed(0.99), weight_decay=hs.learned(0.1), clip=low)
     return primary / hs.SGD(hs.lin(1e-5), clip=clip) / hs.SGD(1e-8, clip=clip)
 
 
@@ -504,6 +504,8 @@ def test_blocks_and_kernels_change_nothing(transform, monkeypatch):
 @every_transform
 def test_on_an_upper_level_it_does_what_it_does_alone(transform):
     """There it is recorded, and replayed."""
+    if transform.reads_slope:
+        pytest.skip("has tests of its own, for it looks at the update below")
     names = "*" if transform.names == "*" else "[lm]*"
     transform = replace(transform, names=names)
     primary = hs.SGD(hs.lin(0.1), momentum=hs.learned(hs.lin(0.5)), weight_decay=hs.learned(hs.lin(0.01)))
@@ -593,7 +595,7 @@ def test_every_transform_is_a_value(transform):
     assert again == transform
     assert hash(again) == hash(transform)
     assert str(again) == str(transform)
-    assert hs.parse(f"SGD(clip=[{transform}])")[0].clip == (transform,)
+    assert hs.parse(f"SGD / SGD(clip=[{transform}])")[1].clip == (transform,)
     assert TRANSFORMS[transform.name] is type(transform) is getattr(hs, transform.name)
     for f in fields(transform):
         with pytest.raises(AttributeError):
