@@ -1,7 +1,7 @@
 """Measure the tables of README.md and docs/, and write them where they stand.
 
     python docs/make_results.py              every table, from MNIST runs: about half an hour on two cores
-    python docs/make_results.py start        only the tables named: start, clipping, rates, family, trust, layers, ...
+    python docs/make_results.py start        only the tables named: start, clipping, wrong, rates, family, every, trust, layers, ...
     python docs/make_results.py --show start to the screen, not into the files
 
 `speed` and `sweep` come from `hyperstack bench`, and want a quiet machine. Elsewhere a figure is the test error in
@@ -115,6 +115,33 @@ def family() -> str:
     """Adam's kin, more briefly."""
     names = ("AdamW", "AMSGrad", "NAdam", "RAdam", "AdaBound", "Yogi", "Lion", "LAMB", "LAMBC")
     return by_ratio(names, (1e-5, 1e-4, 1e-3, 1e-2), 2)
+
+
+def every() -> str:
+    """Every rule at its defaults under an SGD at its default, and the stacks of the layer-wise and loss-limiting levels."""
+    stacks = [f"{name} / SGD" for name in sorted(hs.RULES)]
+    stacks += ["LAMBC(1e-2) / SGD(1e-4)", "ALRC(Adam, n=3) / SGD(1e-5)", "Adam / LAMBC(1e-2)", "Adam / Adam(1e-2)"]
+    rows = [[f"`{stack}`", f"{error(stack, 5, 0):.2f}"] for stack in stacks]
+    return markdown(["stack", "test error, %"], rows)
+
+
+WRONG = ("1e-6", "1e-5", "1e-4", "1e-3", "1e-2")
+
+
+def wrong() -> str:
+    """Five rates to start from, over four orders of magnitude."""
+    learned = "Adam(lr=log({}), beta1=fixed(0.9), beta2=fixed(0.999)) / "
+    uppers = ("Adam(0.1, beta1=0.9, beta2=0.99)", "SGD(0.1, clip=cosine)")
+    rows = []
+    for rate in WRONG:
+        stacks = [
+            f"Adam({rate})",
+            *(learned.format(rate) + upper for upper in uppers),
+            f"Adam(lr=log({rate})) / {uppers[1]}",
+        ]
+        rows.append([f"`{rate}`", *(figure(stack) for stack in stacks)])
+    head = ["λ", "`Adam(λ)`", *(f"/ `{upper}`" for upper in uppers), "/ `SGD(0.1, clip=cosine)`, betas learned too"]
+    return markdown(head, rows)
 
 
 def long() -> str:
@@ -245,7 +272,7 @@ def sweep() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    f.__name__: f for f in (start, clipping, rates, family, trust, layers, long, speed, sweep)
+    f.__name__: f for f in (start, clipping, wrong, rates, family, every, trust, layers, long, speed, sweep)
 }
 PLACE = re.compile(r"(<!-- results: (\w+) -->\n).*?(\n<!-- end of results -->)", re.DOTALL)
 
