@@ -1,7 +1,7 @@
 """Measure the tables of README.md and docs/, and write them where they stand.
 
     python docs/make_results.py              every table, from MNIST runs: about half an hour on two cores
-    python docs/make_results.py start        only the tables named: start, clipping, wrong, rates, family, every, trust, layers, ...
+    python docs/make_results.py start        only the tables named; a name that is none gets the list of them
     python docs/make_results.py --show start to the screen, not into the files
 
 `speed` and `sweep` come from `hyperstack bench`, and want a quiet machine. Elsewhere a figure is the test error in
@@ -118,7 +118,7 @@ def family() -> str:
 
 
 def every() -> str:
-    """Every rule at its defaults under an SGD at its default, and the stacks of the layer-wise and loss-limiting levels."""
+    """Every rule at its defaults under an SGD at its default, and some stacks of other levels."""
     stacks = [f"{name} / SGD" for name in sorted(hs.RULES)]
     stacks += ["LAMBC(1e-2) / SGD(1e-4)", "ALRC(Adam, n=3) / SGD(1e-5)", "Adam / LAMBC(1e-2)", "Adam / Adam(1e-2)"]
     rows = [[f"`{stack}`", f"{error(stack, 5, 0):.2f}"] for stack in stacks]
