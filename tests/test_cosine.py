@@ -39,7 +39,9 @@ def run(stack, steps=6, fused=False, dtype=torch.float64, block=None, monkeypatc
     return [*params, *tower.hyperparameters().values()]
 
 
-@pytest.mark.parametrize("spread", [False, True], ids=["one", "per tensor"])
+@pytest.mark.parametrize(
+    "spread", [pytest.param(False, id="one"), pytest.param(True, id="per tensor", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 def test_against_the_jacobian(rule, spread):
     wish = hs.per_tensor if spread else lambda value: value

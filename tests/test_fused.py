@@ -62,8 +62,13 @@ def learning(name, **options):
     return asked(RULES[name], **options) / hs.SGD(1e-4, clip=True)
 
 
+MORE = {"clip": True, "lr": hs.learned(hs.per_tensor(0.01))}
+
+
 @pytest.mark.parametrize("name", RULES)
-@pytest.mark.parametrize("options", [{}, {"clip": True, "lr": hs.learned(hs.per_tensor(0.01))}], ids=["plain", "more"])
+@pytest.mark.parametrize(
+    "options", [pytest.param({}, id="plain"), pytest.param(MORE, id="more", marks=pytest.mark.slow)]
+)
 def test_every_rule(name, options, small_blocks, uncompiled):
     stack = learning(name, **options)
     eager = run(stack, False)

@@ -201,9 +201,13 @@ def test_gradients_changed_in_place_after_a_step(habit, form):
 # ---- other dtypes, other devices
 
 
+NARROW = ["float64 bfloat16", "float32 bfloat16 float32", "float16 float64"]
+
+
 @pytest.mark.parametrize("swaps", [False, True], ids=["data", "swap"])
 @pytest.mark.parametrize(
-    "kinds", ["float64 float32 float64", "float64 bfloat16", "float32 bfloat16 float32", "float16 float64"]
+    "kinds",
+    ["float64 float32 float64", *(pytest.param(kinds, marks=pytest.mark.slow) for kinds in NARROW)],
 )
 @by_form
 def test_a_model_converted_in_mid_run(form, kinds, swaps, monkeypatch):
@@ -320,7 +324,7 @@ DUPLICATES = {"pickle": lambda opt: pickle.loads(pickle.dumps(opt)), "deepcopy":
 
 @by_form
 @pytest.mark.parametrize("then", FORMS)
-@pytest.mark.parametrize("way", [*DUPLICATES, "state_dict"])
+@pytest.mark.parametrize("way", [*(pytest.param(way, marks=pytest.mark.slow) for way in DUPLICATES), "state_dict"])
 def test_a_run_goes_on_in_another_form(way, form, then):
     """There at step 3, where a gradient is missing, and back at step 5; a copy takes the form that its group says."""
     model, found = model_of(), []

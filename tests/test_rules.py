@@ -317,6 +317,7 @@ def test_hypergradients_are_the_derivatives_of_the_last_update(rule, options):
     assert set(tower.hypergradients()) >= {f"0.{name}" for name in rule.hyperparameters if name not in flat}
 
 
+@pytest.mark.slow
 @by_rule
 def test_hypergradients_chain_through_three_levels(rule):
     lower = asked(hs.SGD, momentum=hs.learned(hs.per_tensor(0.4)), lr=hs.learned(hs.per_tensor(0.1)))
