@@ -25,6 +25,8 @@ def transformed(
     `tangents`, how the gradients depend on what acts on the losses, go the same way, and are kept.
     """
     found: list[Sequence[Tensor] | None] = list(grads)
+    if not any(bucket.transforms or bucket.level.tangents for bucket in buckets):
+        return found
     together: dict[Any, list[int]] = {}
     for b, bucket in enumerate(buckets):
         if grads[b] is not None:

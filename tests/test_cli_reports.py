@@ -95,6 +95,25 @@ def test_one_number_a_tensor_is_said_to_be_so():
     assert "lr: one a tensor; shown are their mean and the norm of their hypergradients" in ok("inspect", "run")
 
 
+def test_the_parameters_that_are_clipped_most_come_first():
+    stack = "Adam(0.01, clip=[norm(0.05, per='tensor', names='0.*')]) / SGD(1e-4)"
+    ok("train", "toy", "--quiet", "--epochs", 1, "--stack", stack, "--out", "run")
+    output = ok("inspect", "run")
+    table = output[output.index("gradient of") :].split("\n\n")[0].splitlines()
+    assert [line.split()[0] for line in table[1:]][:2] == ["0.weight", "0.bias"]
+    assert table[0].split()[-2:] == ["clipped", "factor"]
+    found = json.loads(ok("inspect", "run", "--json"))["tensors"]
+    assert list(found) == ["0.weight", "0.bias", "3.weight", "3.bias"]
+    assert found["0.weight"]["clipped"] > 0.5 > found["3.bias"]["clipped"] == 0
+    assert found["0.weight"]["factor"] < 1
+    assert f"{100 * found['0.weight']['clipped']:.0f} %" in table[1]
+
+
+def test_a_layerwise_rule_shows_its_trust_ratios():
+    ok("train", "toy", "--quiet", "--epochs", 1, "--stack", "LAMBC(0.01) / SGD", "--out", "run")
+    assert re.search(r"gradient of +trust 50 % +trust max\n", ok("inspect", "run"))
+
+
 def test_what_is_fixed_has_no_table():
     ok("train", "toy", "--quiet", "--stack", "SGD(fixed(0.1)) / SGD", "--out", "run", "--epochs", 1)
     assert "level 0: SGD(fixed(0.1)), learned by level 1\n  nothing here can be learned\n" in ok("inspect", "run")

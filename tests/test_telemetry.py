@@ -9,11 +9,12 @@ import torch
 from toy import contents
 
 import hyperstack as hs
+from hyperstack import buffers
 from hyperstack.errors import InputError, RunError
 from hyperstack.telemetry import JsonLines, Record, Recorder, read_record
 from hyperstack.telemetry.plan import Plan
 from hyperstack.telemetry.runfolder import RunFolder
-from hyperstack.telemetry.statistics import statistics
+from hyperstack.telemetry.statistics import statistics, tensor_statistics
 
 COLUMNS = ["step", "loss", "0.lr.value", "0.lr.grad", "0.lr.clip"]
 ROWS = np.array(
@@ -298,7 +299,81 @@ def test_what_is_fixed_is_not_recorded():
     assert [name for name in sink.columns if name.endswith(".value")] == ["0.lr.value", "0.beta2.value", "1.lr.value"]
 
 
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("upper", ["", " / SGD(1e-6)"], ids=["alone", "measured"])
+def test_what_is_done_to_each_tensor_is_recorded(upper, fused, monkeypatch):
+    """Norms and factors against the gradients themselves, trust ratios against the steps."""
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    monkeypatch.setattr(buffers, "BLOCK", 16)
+    torch.manual_seed(3)
+    model, sink = torch.nn.Linear(5, 3).double(), Memory()
+    stack = f"LAMBC(0.1, trust_max=0.8, clip=[norm(0.3, per='tensor', names='weight'), value(0.05)]){upper}"
+    opt = hs.HyperOptimizer(model.named_parameters(), stack, compile=fused)
+    expected = []
+    with Recorder(opt, [sink], seconds=1e9) as recorder:
+        for step in range(1, 9):
+            opt.zero_grad()
+            loss = model(torch.randn(4, 5, dtype=torch.float64)).square().mean()
+            loss.backward()
+            row = {}
+            for name, p in model.named_parameters():
+                norm = float(p.grad.norm())
+                short = p.grad * min(1.0, 0.3 / norm) if name == "weight" else p.grad
+                row[f"@{name}.norm"] = norm
+                row[f"@{name}.clip"] = float(short.clamp(-0.05, 0.05).norm()) / norm
+            before = {name: p.detach().clone() for name, p in model.named_parameters()}
+            opt.step()
+            recorder.record(step, loss)
+            rate = 0.1 if step == 1 else None
+            for name, p in model.named_parameters() if rate else ():  # the first step of Adam is a sign
+                row[f"@{name}.trust_ratio"] = float((p.detach() - before[name]).norm()) / rate / p.numel() ** 0.5
+            expected.append(row)
+    for i, row in enumerate(expected):
+        for column, value in row.items():
+            assert sink.table[column][i] == pytest.approx(value, rel=1e-4 if "trust" in column else 1e-12), column
+    assert (sink.table["@weight.clip"] < 1).all()
+    assert 0 < sink.table["@weight.trust_ratio"].min() <= sink.table["@weight.trust_ratio"].max() <= 0.8 + 1e-12
+    assert len(set(sink.table["@bias.trust_ratio"])) > 4
+    assert not [name for name in sink.columns if name.startswith("@") and name.rsplit(".", 1)[1] == "value"]
+
+
+def test_what_limits_losses_is_recorded():
+    torch.manual_seed(3)
+    model, sink = torch.nn.Linear(5, 3), Memory()
+    opt = hs.HyperOptimizer(model.parameters(), "ALRC(SGD(1e-9), mean0=1.0, square0=5.0, n=1) / SGD(1e-9)")
+    with Recorder(opt, [sink], seconds=1e9) as recorder:
+        for step, spikes in ((1, 3), (2, 0)):
+            opt.zero_grad()
+            losses = (model(torch.randn(8, 5)) * 0).square().mean(1) + torch.tensor(
+                [100.0] * spikes + [0.5] * (8 - spikes)
+            )
+            opt.backward(losses)
+            opt.step()
+            recorder.record(step, losses.mean())
+    mean = 0.999 * 1 + 0.001 * (3 * 100 + 5 * 0.5) / 8
+    square = 0.999 * 5 + 0.001 * (3 * 100**2 + 5 * 0.25) / 8
+    assert sink.table["loss.bound"].tolist() == pytest.approx([3.0, mean + (square - mean**2) ** 0.5], rel=1e-5)
+    assert sink.table["loss.limited"].tolist() == [3 / 8, 0.0]
+
+
 # ---- statistics
+
+
+def test_statistics_of_tensors_are_numpys():
+    draw = np.random.default_rng(0)
+    norm, clip, trust = draw.uniform(size=100), draw.choice([0.25, 0.5, 1.0], 100), draw.uniform(size=100)
+    norm[4] = np.nan
+    columns = {"step": np.arange(100.0), "@a.b.clip": np.ones(100), "group1.@a.clip": clip, "group1.@a.norm": norm}
+    record = Record({**columns, "@0.trust_ratio": trust})
+    found = tensor_statistics(record)
+    assert list(found) == ["group1.a", "a.b", "0"]
+    known = norm[np.isfinite(norm)]
+    assert (found["group1.a"].norm_median, found["group1.a"].norm_max) == (np.median(known), known.max())
+    assert (found["group1.a"].clipped, found["group1.a"].factor) == ((clip < 1).mean(), clip[clip < 1].mean())
+    assert (found["a.b"].clipped, found["a.b"].factor, found["a.b"].norm_max) == (0.0, None, None)
+    assert (found["0"].trust_median, found["0"].trust_max) == (np.median(trust), trust.max())
+    assert found["0"].clipped is None
+    json.dumps([s.as_dict() for s in found.values()], allow_nan=False)
 
 
 def test_statistics_are_numpys():
