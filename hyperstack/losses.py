@@ -49,7 +49,8 @@ class Losses:
             raise RunError(
                 "this step's losses never reached the optimizer",
                 why="the primary level limits them, as in ALRC(Adam)",
-                instead="call opt.backward(losses), or opt.loss(losses).backward(), with one loss for each example",
+                instead="after opt.zero_grad() call opt.backward(losses), with one loss for each example, or "
+                "opt.loss(losses).backward()",
             )
         self._add(self._multiplied(every))
         rest = {name: iter(found) for name, found in self._tangents.items()}
