@@ -230,6 +230,12 @@ def accumulated(opt, params, t, shape):
     opt.loss(losses_of(params, t + 50, shape), weight=0.25).backward()
 
 
+def together(opt, params, t, shape):
+    """Two batches, and one pass backward."""
+    parts = [opt.loss(losses_of(params, t + more, shape), weight) for more, weight in ((0, 0.75), (50, 0.25))]
+    sum(parts).backward()
+
+
 def scaled(opt, params, t, shape):
     """As AMP does: the loss times 1024, and the gradients divided by it before the step."""
     (1024 * opt.loss(losses_of(params, t, shape))).backward()
@@ -341,7 +347,7 @@ def test_the_hypergradient_of_n_through_gradient_transforms(clip, shape):
     check_n(text, shape)
 
 
-@pytest.mark.parametrize("way", [accumulated, scaled])
+@pytest.mark.parametrize("way", [accumulated, together, scaled])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_hypergradient_of_n_in_other_loops(way, shape):
     given = {**LEARNED, "mean0": 0.2, "square0": 0.06} if shape == "[]" else LEARNED
