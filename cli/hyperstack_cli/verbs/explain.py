@@ -28,9 +28,8 @@ def command(stack: str, assignments: tuple[str, ...]) -> None:
     """Show what STACK means: each level, its hyperparameters, and by which level each is learned.
 
     "learned as log" says that the level above learns its logarithm, "shared" that param groups have it in common. "off"
-    is what stays at 0. An upper level whose
-    rate is not given starts at a small multiple of the rate of the level below it. A free name is shown in the place
-    of its value until --set binds it.
+    is what stays at 0. An upper level whose rate is not given starts at a small multiple of the rate of the level below
+    it. A free name is shown in the place of its value until --set binds it.
     """
     from rich.text import Text
     from rich.tree import Tree
