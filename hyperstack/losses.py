@@ -28,18 +28,26 @@ class Losses:
         """Nothing was heard."""
         self._heard = False
         self._multiples: dict[str, Tensor] = {}
+        self._alone: dict[str, Tensor] = {}
+        self._before: list[tuple[int, int]] = []
         self._tangents: Tangents = {}
 
     def hear(self, losses: Tensor, found: Limited, weight: float, names: Sequence[str], params: list[Tensor]) -> None:
         """Losses that will be backpropagated, and how they were limited; `names`: what is being learned of it."""
+        sloped = {name: (found.slopes[name] * losses).mean() * weight for name in names}
         if losses.numel() == 1 and not self._heard:
             once = found.weights.reshape(())
             self._multiples = {n: torch.where(once != 0, found.slopes[n].reshape(()) / once, 0.0) for n in names}
+            self._alone, self._before = sloped, _versions(params)
         else:
-            self._add(self._multiplied([p.grad for p in params]))
-            self._multiples = {}
-            for name in names:
-                self._add({name: gradients((found.slopes[name] * losses).mean() * weight, params)})
+            # Two losses may be added up before either is backpropagated: then no gradient is there to be multiplied.
+            if self._alone and _versions(params) == self._before:
+                sloped = {name: sloped[name] + self._alone[name] for name in names}
+            else:
+                self._add(self._multiplied([p.grad for p in params]))
+            self._multiples, self._alone = {}, {}
+            for name, slope in sloped.items():
+                self._add({name: gradients(slope, params)})
         self._heard = True
 
     def taken(self, grads: list[list[Tensor | None]]) -> list[Tangents]:
@@ -49,7 +57,8 @@ class Losses:
             raise RunError(
                 "this step's losses never reached the optimizer",
                 why="the primary level limits them, as in ALRC(Adam)",
-                instead="call opt.backward(losses), or opt.loss(losses).backward(), with one loss for each example",
+                instead="after opt.zero_grad() call opt.backward(losses), with one loss for each example, or "
+                "opt.loss(losses).backward()",
             )
         self._add(self._multiplied(every))
         rest = {name: iter(found) for name, found in self._tangents.items()}
@@ -65,3 +74,8 @@ class Losses:
             self._tangents[name] = [
                 x if o is None else o if x is None else o + x for o, x in zip(old, new, strict=True)
             ]
+
+
+def _versions(params: list[Tensor]) -> list[tuple[int, int]]:
+    """What changes when a gradient does."""
+    return [(0, 0) if p.grad is None else (id(p.grad), p.grad._version) for p in params]

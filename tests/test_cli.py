@@ -15,6 +15,7 @@ import hyperstack as hs
 from hyperstack import tasks
 from hyperstack.telemetry import read_record
 from hyperstack.telemetry.runfolder import RunFolder
+from hyperstack.wrapper import WRAPPERS
 from hyperstack_cli.interrupt import Interrupt
 from hyperstack_cli.main import cli
 from hyperstack_cli.screen import number, percent, shortened
@@ -201,6 +202,33 @@ def test_explain_shows_where_a_default_rate_comes_from():
     assert f"lr = {second:g} x {first:g} x α  nothing above learns it" in text
 
 
+def test_explain_shows_what_stands_around_a_rule():
+    text = ok("explain", "ALRC(Adam(clip, amsgrad), below, n=3, decay1=0.9) / SGD")
+    assert [line.strip("│├└─ ") for line in text.splitlines()[1:10]] == [
+        "level 0: ALRC around Adam updates the network",
+        "lr = 0.001  learned by level 1 as lin",
+        "beta1 = 0.9  learned by level 1 as logit",
+        "beta2 = 0.999  learned by level 1 as logit",
+        "eps = 1e-08  fixed",
+        "n = 3  learned by level 1 as log, shared",
+        "off: weight_decay",
+        "amsgrad = True, an option",
+        "decay1 = 0.9, an option",
+    ]
+    assert "below = True, an option" in text
+    assert "clip: cumulative" in text
+    assert "n = 3  learned by level 1" in ok("explain", "ALRC(Adam, n=3) / SGD")
+    text = ok("explain", "ALRC(SGD(α), n=fixed(β)) / SGD")
+    assert "lr = α  learned" in text
+    assert "n = β  fixed" in text
+    assert "bound before use: α, β" in text
+
+
+def test_explain_shows_what_is_shared_and_for_how_long_it_is_learned():
+    text = ok("explain", "Adam(fixed_after(shared(1e-3), 1000)) / SGD")
+    assert "lr = 0.001  learned by level 1 as lin for 1,000 steps, shared" in text
+
+
 @pytest.mark.parametrize("width", [60, 80])
 def test_rules_lists_every_rule_and_transform(width):
     text = ok("rules", columns=width)
@@ -222,6 +250,30 @@ def test_rules_lists_every_rule_and_transform(width):
         for f in (f for f in fields(transform) if f.name != "names"):
             shown = "needed" if f.default is MISSING else "flag" if f.default is False else number_or_text(f.default)
             assert re.search(rf"^  {f.name} +{shown} ", part, re.MULTILINE), (f.name, part)
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_rules_lists_what_stands_around_a_rule(width):
+    text = ok("rules", columns=width)
+    described = json.loads(ok("rules", "--json"))["wrappers"]
+    assert set(described) == set(WRAPPERS)
+    for name, wrapper in WRAPPERS.items():
+        part = ok("rules", name, columns=width)
+        assert part.startswith(f"{name}, around another rule\n")
+        assert part.strip() in text
+        assert "a level above starts at" not in part
+        for key, h in wrapper.hyperparameters.items():
+            assert re.search(
+                rf"^  {key} +{re.escape(number(h.default))} +{re.escape(str(h.domain))} +{h.bijection} ", part, re.M
+            )
+        for key in wrapper.options:
+            assert re.search(rf"^  {key} .* option ", part, re.MULTILINE)
+        assert list(described[name]["hyperparameters"]) == list(wrapper.hyperparameters)
+        assert list(described[name]["options"]) == list(wrapper.options)
+        assert described[name]["base"] == wrapper.default.__name__
+        assert described[name]["source"] == wrapper.source
+        assert list(json.loads(ok("rules", name, "--json"))["wrappers"]) == [name]
+    assert json.loads(ok("rules", "Adam", "--json"))["wrappers"] == {}
 
 
 def number_or_text(value):

@@ -18,6 +18,7 @@ import pytest
 
 import hyperstack as hs
 from hyperstack import tasks
+from hyperstack.wrapper import WRAPPERS
 from hyperstack_cli.main import cli, main
 
 ROOT = Path(__file__).parent.parent
@@ -230,8 +231,10 @@ def options():
 
 NAMED = {
     "public": hs.__all__,
-    "rule": hs.RULES,
-    "hyperparameter": {name for rule in hs.RULES.values() for name in (*rule.hyperparameters, *rule.options)},
+    "rule": {**hs.RULES, **WRAPPERS},
+    "hyperparameter": {
+        name for rule in (*hs.RULES.values(), *WRAPPERS.values()) for name in (*rule.hyperparameters, *rule.options)
+    },
     "transform": hs.TRANSFORMS,
     "task": tasks.TASKS,
     "verb": [f"hyperstack {verb}" for verb in cli.list_commands(None)],

@@ -11,12 +11,13 @@ from hyperstack.wrapper import Limited, Wrapper
 
 
 class ALRC(Wrapper):
-    """L <- stop_gradient(L_max/L) L where L > L_max = μ1 + nσ, σ = sqrt(μ2 - μ1²), for the loss L of each example;
-    then μ1 <- γ1 μ1 + (1-γ1) mean(L), μ2 <- γ2 μ2 + (1-γ2) mean(L²), and the base level, Adam if none is given.
+    """L <- stop_gradient(L_max/L) L where L > L_max = μ1 + nσ, σ = sqrt(μ2 - μ1²), for the loss L of each example.
+    Then μ1 <- γ1 μ1 + (1-γ1) mean(L), μ2 <- γ2 μ2 + (1-γ2) mean(L²), and the base level, Adam if none is given.
 
     A loss spike can only do what a loss of L_max does, and the direction of each example's gradient stays. Losses of
     several dimensions are averaged over all but the first one first. The paper's initial estimates of μ1 and μ2 are
-    taken from the first batch, `overestimate` times its mean loss and the square of that times its mean square.
+    taken from the first batch, `overestimate` times its mean loss and the square of that times its mean square. They
+    take some 1/(1-γ) steps to decay, in which little is limited: short runs want a γ below 0.999.
 
     n is learned: its hypergradient is exact at the loss where it was used, which is one step before that of the other
     hyperparameters. It takes a second pass backward at every step: `n=fixed(3)` saves that. The decay rates only change

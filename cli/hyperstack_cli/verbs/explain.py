@@ -27,9 +27,9 @@ Examples:
 def command(stack: str, assignments: tuple[str, ...]) -> None:
     """Show what STACK means: each level, its hyperparameters, and by which level each is learned.
 
-    "learned as log" says that the level above learns its logarithm. "off" is what stays at 0. An upper level whose
-    rate is not given starts at a small multiple of the rate of the level below it. A free name is shown in the place
-    of its value until --set binds it.
+    "learned as log" says that the level above learns its logarithm, "shared" that param groups have it in common. "off"
+    is what stays at 0. An upper level whose rate is not given starts at a small multiple of the rate of the level below
+    it. A free name is shown in the place of its value until --set binds it.
     """
     from rich.text import Text
     from rich.tree import Tree
@@ -39,12 +39,27 @@ def command(stack: str, assignments: tuple[str, ...]) -> None:
     tree = Tree(Text(str(bound)), guide_style="dim")
     for k, (level, lines) in enumerate(zip(bound, _lines(bound), strict=True)):
         updates = "the network" if k == 0 else f"level {k - 1}"
-        branch = tree.add(Text(f"level {k}: {type(level).__name__} updates {updates}"))
+        branch = tree.add(Text(f"level {k}: {_name(level)} updates {updates}"))
         for line in lines:
             branch.add(Text(line))
     console.print(tree)
     if bound.free_names:
         console.print(f"to be bound before use: {', '.join(bound.free_names)}", soft_wrap=True)
+
+
+def _name(level: Rule) -> str:
+    """The rule, and what it stands around."""
+    from hyperstack.wrapper import Wrapper
+
+    name = type(level).__name__
+    return f"{name} around {_name(level.base)}" if isinstance(level, Wrapper) else name
+
+
+def _options(level: Rule) -> dict[str, bool | float]:
+    """What was chosen, also in what it stands around."""
+    from hyperstack.wrapper import Wrapper
+
+    return {**(_options(level.base) if isinstance(level, Wrapper) else {}), **level.chosen}
 
 
 def _lines(stack: Stack) -> list[list[str]]:
@@ -65,7 +80,7 @@ def _lines(stack: Stack) -> list[list[str]]:
         lines.append([_line(stack, k, name, r) for name, r in resolved.items() if not level.off(name)])
         if off := [name for name in resolved if level.off(name)]:
             lines[-1].append(f"off: {', '.join(off)}")
-        lines[-1] += [f"{name} = {value}, an option" for name, value in level.chosen.items()]
+        lines[-1] += [f"{name} = {value}, an option" for name, value in _options(level).items()]
         lines[-1] += [f"clip: {transform}, on the gradient that this level receives" for transform in level.clip]
     return lines
 
@@ -81,6 +96,7 @@ def _line(stack: Stack, k: int, name: str, resolved: Resolved) -> str:
         how = f"learned by level {k + 1} as {resolved.bijection.name}"
     how += f" for {resolved.steps:,} steps" if resolved.steps and k + 1 < len(stack) else ""
     how += ", one number a tensor" * resolved.per_tensor
+    how += ", shared" * resolved.shared
     value = _value(stack, k, name, resolved)
     ratio = f" ({stack.ratio(k):g} x the rate below)" if default and value[-1].isdigit() else ""
     return f"{name} = {value}{ratio}  {how}"

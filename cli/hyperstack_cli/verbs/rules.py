@@ -6,7 +6,7 @@ import inspect
 import json
 import textwrap
 from dataclasses import MISSING, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from hyperstack.rule import Rule
     from hyperstack.transforms import Transform
+    from hyperstack.wrapper import Wrapper
 
 EPILOG = """\b
 Examples:
@@ -30,7 +31,7 @@ Examples:
 @click.argument("names", nargs=-1, metavar="[RULE]...")
 @click.option("--json", "as_json", is_flag=True, help="The same as JSON, for programs.")
 def command(names: tuple[str, ...], as_json: bool) -> None:
-    """List each RULE, or all of them, and the gradient transforms.
+    """List each RULE, or all of them, the levels that stand around another, and the gradient transforms.
 
     For each rule its formula, its hyperparameters (default, domain, and what the level above learns: the value itself,
     lin, its logarithm, log, its square root, square, or x with (tanh(x) + 1)/2, logit), its options, and its source.
@@ -40,16 +41,18 @@ def command(names: tuple[str, ...], as_json: bool) -> None:
     import hyperstack as hs
     from hyperstack.errors import InputError
     from hyperstack.rule import nearest
+    from hyperstack.wrapper import WRAPPERS
 
-    if unknown := [name for name in names if name not in hs.RULES]:
-        raise InputError(f"no rule is called {unknown[0]}", instead=nearest(unknown[0], hs.RULES))
+    if unknown := [name for name in names if name not in {**hs.RULES, **WRAPPERS}]:
+        raise InputError(f"no rule is called {unknown[0]}", instead=nearest(unknown[0], [*hs.RULES, *WRAPPERS]))
     chosen = {name: _described(rule) for name, rule in sorted(hs.RULES.items()) if not names or name in names}
+    wrappers = {name: _wrapper(w) for name, w in sorted(WRAPPERS.items()) if not names or name in names}
     transforms = {name: _transform(t) for name, t in sorted(hs.TRANSFORMS.items()) if not names}
     if as_json:
-        click.echo(json.dumps({"rules": chosen, "transforms": transforms}))
+        click.echo(json.dumps({"rules": chosen, "wrappers": wrappers, "transforms": transforms}))
         return
     console = out()
-    for i, (name, rule) in enumerate(chosen.items()):
+    for i, (name, rule) in enumerate({**chosen, **wrappers}.items()):
         if i:
             console.print()
         _show(console, name, rule)
@@ -76,6 +79,13 @@ def _described(rule: type[Rule]) -> dict[str, Any]:
         },
         "options": {key: {"default": o.default, "doc": o.doc} for key, o in rule.options.items()},
     }
+
+
+def _wrapper(wrapper: type[Rule]) -> dict[str, Any]:
+    """`base`: the rule that it stands around where none is given; the ratio is that rule's."""
+    described = {**_described(wrapper), "base": cast("type[Wrapper]", wrapper).default.__name__}
+    del described["upper_ratio"]
+    return described
 
 
 def _transform(transform: type[Transform]) -> dict[str, Any]:
@@ -109,7 +119,7 @@ def _show_options(console: Console, options: dict[str, Any]) -> None:
 def _show(console: Console, name: str, rule: dict[str, Any]) -> None:
     from rich.table import Table
 
-    console.print(name, style="bold")
+    console.print(f"{name}, around another rule" if "base" in rule else name, style="bold")
     _paragraph(console, _first_line(rule["doc"]))
     table = Table(box=None, padding=(0, 0, 0, 2), pad_edge=True)
     for title in ("", "default", "domain", "learned", ""):
@@ -120,7 +130,10 @@ def _show(console: Console, name: str, rule: dict[str, Any]) -> None:
         shown = "flag" if isinstance(o["default"], bool) else number(o["default"])
         table.add_row(key, shown, "", "option", o["doc"])
     console.print(table)
-    _paragraph(console, f"a level above starts at {number(rule['upper_ratio'])} x its lr, where that is not given")
+    if "base" in rule:
+        _paragraph(console, f"the rule stands first, {name}({rule['base']}), and keeps its own arguments")
+    else:
+        _paragraph(console, f"a level above starts at {number(rule['upper_ratio'])} x its lr, where that is not given")
     if rule["source"]:
         _paragraph(console, f"source: {rule['source']}")
 
