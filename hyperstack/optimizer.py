@@ -97,6 +97,7 @@ class HyperOptimizer(torch.optim.Optimizer):
         try:
             _refuse_untrainable(group["params"])
             _refuse_apart(self.param_groups[0]["stack"], group["stack"])
+            _refuse_unmoved([g["stack"] for g in self.param_groups])
         except InputError:
             self.param_groups.pop()
             raise
@@ -305,6 +306,21 @@ def _refuse_apart(first: str, stack: str) -> None:
             "the loss is limited for one param group, and otherwise or not at all for another",
             why=f"  {first}\n  {stack}",
             instead="wrap the primary level of every group alike, as in ALRC(SGD) and ALRC(Adam)",
+        )
+
+
+def _refuse_unmoved(stacks: list[str]) -> None:
+    """What is shared has levels above it in all groups, or it would go apart."""
+    above: dict[str, set[bool]] = {}
+    for stack in map(parse, stacks):
+        for name, resolved in stack.resolve()[0].items():
+            if resolved.shared and resolved.learned:
+                above.setdefault(name, set()).add(len(stack) > 1)
+    if apart := [name for name, found in above.items() if len(found) > 1]:
+        raise InputError(
+            f"param groups share {apart[0]}, and only some have a level above that moves it",
+            why="\n".join(f"  {stack}" for stack in stacks),
+            instead="give the primary level of each of them a level above, or fix it",
         )
 
 

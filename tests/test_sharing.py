@@ -240,6 +240,16 @@ def test_sharing_twice_is_refused(text):
         hs.parse(text)
 
 
+@pytest.mark.parametrize(("first", "second"), [("SGD(shared(0.1))", "Adam(shared(0.1)) / SGD"), ("ALRC / SGD", "ALRC")])
+def test_groups_that_share_have_all_a_level_above_or_none(first, second):
+    opt = HyperOptimizer(parameters()[:2], first)
+    with pytest.raises(InputError, match="only some have a level above"):
+        opt.add_param_group({"params": parameters()[2:], "stack": second})
+    assert len(opt.param_groups) == 1
+    grouped(parameters(), first, 2)
+    grouped(parameters(), second, 2)
+
+
 # ---- fixed_after
 
 BASE = "SGD({}, momentum=0.5) / SGD(0.01, momentum=0.3) / SGD(1e-3)"
