@@ -1,8 +1,9 @@
-"""What `HyperOptimizer.loss` heard since the last step: whether it was called, and the tangents of the gradients."""
+"""What `HyperOptimizer.loss` has limited since the last step, and the tangents of the gradients that came of it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -14,6 +15,32 @@ from hyperstack.wrapper import Limited
 Tangents = dict[str, list[Tensor | None]]
 
 
+@dataclass
+class Call:
+    """Losses that were limited together. `done`: whether they have been backpropagated.
+
+    `tangents`: of their gradients; or of a single loss, whose tangent is a multiple of its gradient, the `multiples`,
+    and `sloped`, the loss times the slopes of its weight.
+    """
+
+    done: bool = False
+    tangents: Tangents = field(default_factory=dict)
+    multiples: dict[str, Tensor] = field(default_factory=dict)
+    sloped: dict[str, Tensor] = field(default_factory=dict)
+
+    def backpropagated(self, _: Tensor) -> None:
+        """The hook on what the losses were reduced to: called as the backward pass begins there."""
+        self.done = True
+
+    def settle(self, params: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
+        """Make tangents of the multiples: from the gradients, if these losses alone are in them, else on the graph."""
+        if self.done:
+            self.tangents |= {n: [None if g is None else g * x for g in grads] for n, x in self.multiples.items()}
+        else:
+            self.tangents |= {name: gradients(slope, params) for name, slope in self.sloped.items()}
+        self.multiples, self.sloped = {}, {}
+
+
 class Losses:
     """Gathers what a step under a wrapper needs beside the gradients: how these depend on what limited the losses.
 
@@ -22,60 +49,45 @@ class Losses:
     """
 
     def __init__(self) -> None:
-        self.forget()
+        self._calls: list[Call] = []
 
-    def forget(self) -> None:
-        """Nothing was heard."""
-        self._heard = False
-        self._multiples: dict[str, Tensor] = {}
-        self._alone: dict[str, Tensor] = {}
-        self._before: list[tuple[int, int]] = []
-        self._tangents: Tangents = {}
-
-    def hear(self, losses: Tensor, found: Limited, weight: float, names: Sequence[str], params: list[Tensor]) -> None:
-        """Losses that will be backpropagated, and how they were limited; `names`: what is being learned of it."""
+    def hear(self, losses: Tensor, found: Limited, weight: float, names: Sequence[str], params: list[Tensor]) -> Call:
+        """Losses, and how they were limited; `names`: what is being learned of it."""
+        for call in self._calls:
+            call.settle(params, [p.grad for p in params])
         sloped = {name: (found.slopes[name] * losses).mean() * weight for name in names}
-        if losses.numel() == 1 and not self._heard:
+        if losses.numel() == 1 and not self._calls:
             once = found.weights.reshape(())
-            self._multiples = {n: torch.where(once != 0, found.slopes[n].reshape(()) / once, 0.0) for n in names}
-            self._alone, self._before = sloped, _versions(params)
+            multiples = {n: torch.where(once != 0, found.slopes[n].reshape(()) / once, 0.0) for n in names}
+            call = Call(multiples=multiples, sloped=sloped)
         else:
-            # Two losses may be added up before either is backpropagated: then no gradient is there to be multiplied.
-            if self._alone and _versions(params) == self._before:
-                sloped = {name: sloped[name] + self._alone[name] for name in names}
-            else:
-                self._add(self._multiplied([p.grad for p in params]))
-            self._multiples, self._alone = {}, {}
-            for name, slope in sloped.items():
-                self._add({name: gradients(slope, params)})
-        self._heard = True
+            call = Call(tangents={name: gradients(slope, params) for name, slope in sloped.items()})
+        self._calls.append(call)
+        return call
 
-    def taken(self, grads: list[list[Tensor | None]]) -> list[Tangents]:
-        """The tangents of the gradients of each group, which are then forgotten; a RunError where nothing was heard."""
+    def zeroed(self) -> None:
+        """Forget what is in gradients that are no more; losses still to be backpropagated are remembered."""
+        self._calls = [call for call in self._calls if not call.done]
+
+    def taken(self, params: list[list[Tensor]], grads: list[list[Tensor | None]]) -> list[Tangents]:
+        """The tangents of the gradients of each group, which are then forgotten; a RunError where there are none."""
         every = [g for group in grads for g in group]
-        if not self._heard and any(g is not None for g in every):
+        done = [call for call in self._calls if call.done]
+        if not done and any(g is not None for g in every):
             raise RunError(
                 "this step's losses never reached the optimizer",
                 why="the primary level limits them, as in ALRC(Adam)",
-                instead="after opt.zero_grad() call opt.backward(losses), with one loss for each example, or "
-                "opt.loss(losses).backward()",
+                instead="call opt.backward(losses), or opt.loss(losses).backward(), with one loss for each example",
             )
-        self._add(self._multiplied(every))
-        rest = {name: iter(found) for name, found in self._tangents.items()}
-        self.forget()
+        total: Tangents = {}
+        for call in done:
+            call.settle([p for group in params for p in group], every)
+            for name, new in call.tangents.items():
+                total[name] = [_sum(a, b) for a, b in zip(total.get(name, [None] * len(new)), new, strict=True)]
+        self._calls = []
+        rest = {name: iter(found) for name, found in total.items()}
         return [{name: [next(found) for _ in group] for name, found in rest.items()} for group in grads]
 
-    def _multiplied(self, grads: Sequence[Tensor | None]) -> Tangents:
-        return {name: [None if g is None else g * x for g in grads] for name, x in self._multiples.items()}
 
-    def _add(self, tangents: Tangents) -> None:
-        for name, new in tangents.items():
-            old = self._tangents.get(name, [None] * len(new))
-            self._tangents[name] = [
-                x if o is None else o if x is None else o + x for o, x in zip(old, new, strict=True)
-            ]
-
-
-def _versions(params: list[Tensor]) -> list[tuple[int, int]]:
-    """What changes when a gradient does."""
-    return [(0, 0) if p.grad is None else (id(p.grad), p.grad._version) for p in params]
+def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return b if a is None else a if b is None else a + b

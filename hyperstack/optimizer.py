@@ -125,7 +125,8 @@ class HyperOptimizer(torch.optim.Optimizer):
         if len(self._towers) > 1:  # refuse before any of them has moved
             for tower, group, found in zip(self._towers, self.param_groups, grads, strict=True):
                 tower.admit(group["params"], found)
-        tangents = [None for _ in grads] if self._limiter() is None else self._losses.taken(grads)
+        params = [group["params"] for group in self.param_groups]
+        tangents = [None for _ in grads] if self._limiter() is None else self._losses.taken(params, grads)
         before = [tower.buckets for tower in self._towers]
         whole = [
             (group["params"], found, group["lr"], tangent)
@@ -156,11 +157,14 @@ class HyperOptimizer(torch.optim.Optimizer):
             return losses.mean() * weight if weight != 1 else losses.mean()
         heard = torch.is_grad_enabled() and losses.requires_grad
         found = limiter.limit(losses, heard)
+        limited = (found.weights * losses + found.offsets).mean()
+        if weight != 1:
+            limited = limited * weight
         if heard:
             params = [p for group in self.param_groups for p in group["params"]]
-            self._losses.hear(losses, found, weight, limiter.tangents, params)
-        limited = (found.weights * losses + found.offsets).mean()
-        return limited * weight if weight != 1 else limited
+            call = self._losses.hear(losses, found, weight, limiter.tangents, params)
+            limited.register_hook(call.backpropagated)
+        return limited
 
     def _limiter(self) -> Tower | None:
         """The tower that limits losses, if any does: the first."""
@@ -213,8 +217,8 @@ class HyperOptimizer(torch.optim.Optimizer):
 
     @_untraced
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """As torch.optim's; what `loss` heard since the last step is forgotten with the gradients."""
-        self._losses.forget()
+        """As torch.optim's. What `loss` heard of these gradients is forgotten; losses still to come are remembered."""
+        self._losses.zeroed()
         _zero_grad(self, set_to_none)
 
     @_untraced

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import itertools
 import math
 
 import pytest
@@ -318,7 +319,9 @@ OPTIONS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("case", OPTIONS, ids=lambda case: "-".join(set(case) - set(LEARNED)) or "estimated")
+@pytest.mark.parametrize(
+    "case", OPTIONS, ids=lambda case: "-".join(key for key in case if key not in LEARNED) or "estimated"
+)
 @pytest.mark.parametrize("more", [{}, {"summands": True}], ids=["examples", "summands"])
 def test_the_hypergradient_of_n_with_options(case, more):
     check_n(wrapped({**case, **more}, "Adam(0.02)", STILL), "[B, 3, 4]")
@@ -536,6 +539,31 @@ def test_zero_grad_forgets(shape):
         train(params, opt, range(2, 8), shape)
         found.append(seen(opt))
     assert_same(found[1], found[0])
+
+
+@pytest.mark.parametrize("shape", ["[B]", "[]"])
+def test_zero_grad_may_stand_between_loss_and_backward(shape):
+    """Also where a step was left out before."""
+    found = []
+    for between, left_out in itertools.product((False, True), repeat=2):
+        params = parameters()
+        opt = HyperOptimizer(params, wrapped({**LEARNED, "decay1": 0.0, "decay2": 0.0}, above=" / SGD(0.1)"))
+        for t in range(8):
+            if left_out and t == 4:
+                memory = tower_of(opt).cells.clone()
+                opt.loss(losses_of(params, 0, shape)).backward()
+                tower_of(opt).cells.copy_(memory)
+            if not between:
+                opt.zero_grad()
+            loss = opt.loss(losses_of(params, t, shape))
+            if between:
+                opt.zero_grad()
+            loss.backward()
+            opt.step()
+        found.append(seen(opt))
+    assert any(bool(p.detach().any()) for p in params)
+    for other in found[1:]:
+        assert_same(other, found[0])
 
 
 def test_a_gradient_that_is_missing_has_no_tangent():
