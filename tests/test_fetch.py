@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import gzip
-import importlib.util
+import importlib.metadata
 import io
 import multiprocessing
 import os
@@ -287,7 +287,7 @@ def test_pip_wheel_where_pip_can_not_run(monkeypatch, error):
         fetch.pip_wheel("thing==1.0", SHA)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("pip") is None, reason="needs pip")
+@pytest.mark.skipif(not list(importlib.metadata.distributions(name="pip")), reason="needs pip")
 def test_pip_wheel_with_pip_itself(tmp_path, monkeypatch):
     metadata = b"Metadata-Version: 2.1\nName: hyperstack-test-thing\nVersion: 1.0\n"
     info = "hyperstack_test_thing-1.0.dist-info"

@@ -12,11 +12,7 @@ from hyperstack import buffers
 from hyperstack.engine import Tower
 from hyperstack.rule import RULES
 
-pytestmark = [  # what torch.compile loads warns of itself, and of what others have loaded before
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:.*distutils.*:UserWarning"),
-    pytest.mark.filterwarnings("ignore:Setuptools is replacing distutils:UserWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what torch.compile loads
 
 SHAPES = [(3, 5), (40, 6), (), (7,), (0,), (150,), (6, 40)]
 
