@@ -267,6 +267,7 @@ def taken(stack, grads, nonfinite="skip"):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", TRIPLES[: len(NAMES)], ids="-".join)
 def test_numbers_in_host_memory_are_computed_as_torch_does(names, monkeypatch):
     """Programs on a handful of numbers run as Python floats, unless there is no room for them."""
@@ -339,6 +340,7 @@ def take_steps(stack, device, nonfinite="skip", missing=()):
     return tower
 
 
+@pytest.mark.slow
 @by_stack
 def test_every_stack_on_the_meta_device(stack):
     """There are no values there: waiting for one, or a branch on one, raises; and so does mixing devices."""

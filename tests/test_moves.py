@@ -96,6 +96,7 @@ def swap(p, value):
     torch.utils.swap_tensors(p, nn.Parameter(value.clone()))
 
 
+@pytest.mark.slow
 @by_stack
 @by_form
 @pytest.mark.parametrize("way", [put, assign, swap, "load_state_dict"])

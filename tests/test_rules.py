@@ -326,6 +326,7 @@ def test_hypergradients_chain_through_three_levels(rule):
     check_hypergradients(stack, 10, AT, 0.3, flat=("2.beta2",) if rule is hs.LAMB else ())
 
 
+@pytest.mark.slow
 @by_rule
 def test_hypergradients_of_one_number_a_tensor(rule):
     upper = asked(rule, hs.per_tensor, lr=hs.learned(hs.per_tensor(0.02)))

@@ -52,6 +52,7 @@ def one_of_them(t, gs):
     return [None if t % 4 == (1 if i < 2 else 2) else g for i, g in enumerate(gs)]
 
 
+@pytest.mark.slow
 @by_stack
 @pytest.mark.parametrize("missing", [all_there, presence, one_of_them])
 @pytest.mark.parametrize("cuts", [(2,), (1, 3)])

@@ -490,6 +490,7 @@ def test_every_transform_on_every_level_makes_finite_steps(transform):
     assert float(found[len(weights())]) != 0.01  # the learned rate
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @every_transform
 def test_blocks_and_kernels_change_nothing(transform, monkeypatch):
