@@ -154,7 +154,7 @@ class Bucket:
         self.layout = Layout(shapes)
         self.coefficients = torch.zeros(self.layout.total, dtype=dtype, device=device)
         depending = Layout({name: shapes[name] for name in level.depends})
-        pairs = len(level.depends) ** 2 * (len(index) if any(level.coefficient_dims.values()) else 1)
+        pairs = len(level.depends) ** 2 * (len(index) if level.per_tensor else 1)
         self.nothing = torch.zeros(depending.total + (pairs + 1) * sloped, dtype=dtype, device=device)
         self.place = torch.tensor(index, dtype=torch.int64, device=device)
         self.findings = {name: zeros.new_zeros(len(index)) for name in level.findings}

@@ -23,7 +23,6 @@ from hyperstack.derivatives import columns, pullback
 from hyperstack.layout import Layout, Tensors, section
 from hyperstack.level import Level
 from hyperstack.transforms import Context
-from hyperstack.wrapper import Wrapper
 
 
 class Climb:
@@ -53,8 +52,8 @@ class Climb:
         raw = level.start()
         each = raw.new_ones(len(level.learned))
         cells = {"raw": raw, "hypergradient": raw * 0, "factor": each, "nonfinite": each * 0}
-        if isinstance(level.rule, Wrapper):
-            cells.update({f"loss.{name}": x for name, x in level.rule.init_losses(raw.new_zeros(())).items()})
+        if level.limits is not None:
+            cells.update({f"loss.{name}": x for name, x in level.limits.init_losses(raw.new_zeros(())).items()})
         if k:
             below = self.levels[k - 1]
             like = below.start() * 0

@@ -20,10 +20,10 @@ class Level:
 
     The learned hyperparameters lie one after another in a flat `raw` tensor: `learned` names them, `shapes` and
     `sizes` say what each takes, `segments` tells them apart, and `ends` is after how many steps each stays as it is,
-    None where none does. `coefficient_dims` names the rule's coefficients: 0-dim, or 1-dim with one
-    number a tensor; `depends`, those that depend on anything learned. `findings` is what a step finds of each tensor,
-    for the record: the "norm" of its gradient and "clip", by what factor transforms changed that, where there are any;
-    and what the rule keeps of each tensor.
+    None where none does. `coefficient_dims` names the rule's coefficients: 0-dim, or 1-dim with one number a tensor,
+    where `per_tensor`; `depends`, those that depend on anything learned. `findings` is what a step finds of each
+    tensor, for the record: the "norm" of its gradient and "clip", by what factor transforms changed that, where there
+    are any; and what the rule keeps of each tensor.
     """
 
     def __init__(self, rule: Rule, resolved: dict[str, Resolved], names: Sequence[str], device: torch.device) -> None:
@@ -47,6 +47,7 @@ class Level:
         values = self.values(self.start().requires_grad_())
         found = self.coefficients(values, self._tensor(1.0))
         self.coefficient_dims = {name: c.dim() for name, c in found.items()}
+        self.per_tensor = any(self.coefficient_dims.values())
         self.depends = [name for name, c in found.items() if c.requires_grad]
 
     def _tensor(self, value: float | list[float]) -> Tensor:

@@ -94,7 +94,7 @@ class Primary:
         writes: Collection[str],
     ) -> Tape:
         """Blocks of one length share a tape, unless they hold tensors with numbers of their own."""
-        if any(self.level.coefficient_dims.values()):
+        if self.level.per_tensor:
             shape: Hashable = (bucket.index[0], block.range.start, block.range.stop)
         else:
             shape = tuple(block.segments.sizes) if self.level.rule.per_layer else block.segments.total
@@ -121,7 +121,7 @@ class Primary:
     def _gram(self, bucket: Bucket, block: Block, derivatives: list[Tensor]) -> Tensor:
         """Products of derivatives with each other, [C, C]; [C, C, T] where coefficients are of one tensor."""
         pairs = [[a * b for b in derivatives] for a in derivatives]
-        if not any(self.level.coefficient_dims.values()):
+        if not self.level.per_tensor:
             return torch.stack([torch.stack([x.sum() for x in row]) for row in pairs])
         sizes, around = block.segments.sizes, (block.tensors.start, len(bucket.index) - block.tensors.stop)
         sums = [torch.stack([torch.stack([p.sum() for p in x.split(sizes)]) for x in row]) for row in pairs]

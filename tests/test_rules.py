@@ -68,18 +68,23 @@ def test_every_option_and_hyperparameter_of_a_rule_has_a_case_away_from_its_defa
 # ---- parity
 
 
-@by_case
-@pytest.mark.parametrize("upper", ["", " / SGD(0.0)"], ids=["alone", "measured"])
-def test_parity(case, upper):
-    """As torch.optim, or as the published formulas: alone, and under a level that measures but does not move it."""
+def beside(text, other):
+    """A stack and another optimizer through the same gradients."""
     ours, theirs = tensors(), [p.requires_grad_() for p in tensors()]
-    tower, other = Tower(hs.parse(case[0] + upper), ours), case[1](theirs)
+    tower, other = Tower(hs.parse(text), ours), other(theirs)
     for gs in gradients(STEPS):
         tower.step(ours, gs)
         for p, g in zip(theirs, gs, strict=True):
             p.grad = g.clone()
         other.step()
         assert_close(ours, theirs, 1e-12)
+
+
+@by_case
+@pytest.mark.parametrize("upper", ["", " / SGD(0.0)"], ids=["alone", "measured"])
+def test_parity(case, upper):
+    """As torch.optim, or as the published formulas: alone, and under a level that measures but does not move it."""
+    beside(case[0] + upper, case[1])
 
 
 @by_case
@@ -94,18 +99,6 @@ def test_parity_in_float32(case):
         other.step()
     assert all(p.dtype == torch.float32 for p in ours)
     assert_close(ours, theirs, 100 * torch.finfo(torch.float32).eps)
-
-
-def beside(text, other):
-    """A stack and another optimizer through the same gradients."""
-    ours, theirs = tensors(), [p.requires_grad_() for p in tensors()]
-    tower, other = Tower(hs.parse(text), ours), other(theirs)
-    for gs in gradients(STEPS):
-        tower.step(ours, gs)
-        for p, g in zip(theirs, gs, strict=True):
-            p.grad = g.clone()
-        other.step()
-        assert_close(ours, theirs, 1e-12)
 
 
 @pytest.mark.parametrize("clips", [False, True], ids=["LAMB", "LAMBC"])

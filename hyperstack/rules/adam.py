@@ -43,11 +43,15 @@ class Adam(Rule):
         """What to add to the parameters but for decoupled decay, given m and the root of v."""
         return c.step * (m / (root + c.eps))
 
+    def means(self, g, s, c):
+        """m and v after this gradient."""
+        return torch.lerp(g, s["exp_avg"], c.beta1), torch.addcmul(c.beta2 * s["exp_avg_sq"], g, c.rest2 * g)
+
     def update(self, g, s, c, p):
         if self.reads_params and not self.decoupled_weight_decay:
             g = g + c.decay * p
-        m = torch.lerp(g, s["exp_avg"], c.beta1)
-        v = largest = torch.addcmul(c.beta2 * s["exp_avg_sq"], g, c.rest2 * g)
+        m, v = self.means(g, s, c)
+        largest = v
         after = {"exp_avg": m, "exp_avg_sq": v}
         if self.amsgrad:
             largest = after["max_exp_avg_sq"] = torch.maximum(s["max_exp_avg_sq"], v)

@@ -61,7 +61,8 @@ class ALRC(Wrapper):
         factor = torch.where(loss > bound, bound / loss, 1.0)
         slope = torch.where(loss > bound, sigma / loss, 0.0)
         if self.below:
-            low, lowest = (loss < 2 * mean - bound) & (loss > 0), 2 * mean - bound
+            lowest = 2 * mean - bound
+            low = (loss < lowest) & (loss > 0)
             factor, slope = torch.where(low, lowest / loss, factor), torch.where(low, -sigma / loss, slope)
         limited = factor * loss
         value = huberize(limited - self.shift, self.huber_after)

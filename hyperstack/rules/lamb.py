@@ -49,8 +49,7 @@ class LAMB(Adam):
         return ratio, {}
 
     def update(self, g, s, c, p):
-        m = torch.lerp(g, s["exp_avg"], c.beta1)
-        v = torch.addcmul(c.beta2 * s["exp_avg_sq"], g, c.rest2 * g)
+        m, v = self.means(g, s, c)
         r = c.unbias * (m / (safe_sqrt(v + c.eps) if self.eps_inside else safe_sqrt(v) + c.eps))
         direction = r if self.off("weight_decay") else r + c.decay * p
         above = c.layers.norm(p).clamp(self.phi_min, self.phi_max or None)
