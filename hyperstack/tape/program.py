@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,7 +62,7 @@ def item(values: Any, i: int) -> Any:
     return values[i]
 
 
-def renamed(value: Any, names: dict[Slot, Slot]) -> Any:
+def renamed(value: Any, names: Mapping[Slot, Any]) -> Any:
     """An argument with some of its slots replaced."""
     if isinstance(value, Slot):
         return names.get(value, value)
