@@ -23,7 +23,7 @@ from hyperstack.telemetry.plan import Plan
 from hyperstack.telemetry.runfolder import RunFolder
 from hyperstack.version import __version__
 
-__all__ = ["Epoch", "Plan", "Trainer", "train"]
+__all__ = ["Epoch", "Plan", "Trainer", "as_json", "epoch_order", "plain", "train"]
 
 
 @dataclass(frozen=True)
@@ -87,11 +87,7 @@ class Trainer:
             after_epoch(self.epochs[-1])
 
     def _order(self) -> Tensor:
-        """The examples of this epoch in random order: a function of seed and epoch, so that a run can resume."""
-        mixed = int(np.random.SeedSequence([self.plan.seed, self.epoch]).generate_state(1, np.uint64)[0])
-        generator = torch.Generator().manual_seed(mixed >> 1)
-        order = torch.randperm(len(self.data.train_inputs), generator=generator)
-        return order.to(self.data.train_inputs.device)
+        return epoch_order(self.plan.seed, self.epoch, self.data)
 
     def _step(self, chosen: Tensor) -> Tensor:
         self.opt.zero_grad()
@@ -177,13 +173,13 @@ class Trainer:
             "epochs_planned": self.plan.epochs,
             "steps": self.steps,
             "seconds": round(self.seconds, 3),
-            "train_loss": _number(last.train_loss) if last else None,
+            "train_loss": as_json(last.train_loss) if last else None,
             "test_error": last.test_error if last else None,
             "diverged": self.diverged,
             "finished": self.finished,
-            "hyperparameters": {k: _plain(v) for k, v in self.opt.hyperparameters().items()},
+            "hyperparameters": {k: plain(v) for k, v in self.opt.hyperparameters().items()},
             "nonfinite": {k: int(v) for k, v in self.opt.nonfinite_counts().items() if int(v)},
-            "history": [{**asdict(e), "train_loss": _number(e.train_loss)} for e in self.epochs],
+            "history": [{**asdict(e), "train_loss": as_json(e.train_loss)} for e in self.epochs],
             "versions": {
                 "hyperstack": __version__,
                 "torch": torch.__version__,
@@ -193,13 +189,21 @@ class Trainer:
         }
 
 
-def _number(x: float) -> float | None:
+def epoch_order(seed: int, epoch: int, data: Data) -> Tensor:
+    """The examples of an epoch in random order: a function of seed and epoch, so that a run can resume."""
+    mixed = int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0])
+    order = torch.randperm(len(data.train_inputs), generator=torch.Generator().manual_seed(mixed >> 1))
+    return order.to(data.train_inputs.device)
+
+
+def as_json(x: float) -> float | None:
     """A number as JSON has it: not-a-number and infinity are null."""
     return x if math.isfinite(x) else None
 
 
-def _plain(value: Tensor) -> float | list[float | None] | None:
-    return _number(value.item()) if value.dim() == 0 else [_number(x) for x in value.tolist()]
+def plain(value: Tensor) -> float | list[float | None] | None:
+    """A tensor of at most one dimension as JSON has it."""
+    return as_json(value.item()) if value.dim() == 0 else [as_json(x) for x in value.tolist()]
 
 
 def train(

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -60,6 +61,11 @@ class Program:
 def item(values: Any, i: int) -> Any:
     """The i-th result of an operation that has several."""
     return values[i]
+
+
+def row_dots(a: Any, b: Any) -> Any:
+    """The dot products of the rows of two matrices, without their product in memory."""
+    return torch.stack([torch.dot(x, y) for x, y in zip(a.unbind(), b.unbind(), strict=True)])
 
 
 def renamed(value: Any, names: Mapping[Slot, Any]) -> Any:

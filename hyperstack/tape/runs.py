@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hyperstack.layout import Tensors
-from hyperstack.tape.peephole import shorten
+from hyperstack.tape.peephole import without_dot
 from hyperstack.tape.program import Program, Slot, renamed
 from hyperstack.tape.record import record
 
@@ -26,7 +26,7 @@ def record_runs(
     The inputs called `shared` are the same for all runs, and have no axis of runs; every result has one.
     """
     one, names = record(function, {name: x if name in shared else x[0] for name, x in inputs.items()})
-    one = shorten(one)
+    one = without_dot(one)
     axes = tuple(None if name in shared else 0 for name in inputs)
 
     def together(given: Tensors) -> Tensors:

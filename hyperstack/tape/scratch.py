@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperstack.tape.program import Node, Program, Slot, item
+from hyperstack.tape.program import Node, Program, Slot, item, row_dots
 
 LARGE = 1 << 13
 """Elements from which on a result gets a register."""
@@ -41,7 +41,8 @@ def assign(program: Program, scratch: Scratch) -> dict[Slot, Tensor]:
     whole = _wholes(program)
     last = {whole.get(slot, slot): i for i, node in enumerate(program.nodes) for slot in node.reads()}
     kept = {whole.get(slot, slot) for slot in program.outputs}
-    opaque = (node for node in program.nodes if node.out not in whole and out_variant(node.function) is None)
+    fresh = (node for node in program.nodes if node.out not in whole and node.function is not row_dots)
+    opaque = (node for node in fresh if out_variant(node.function) is None)
     shared = {whole.get(slot, slot) for node in opaque for slot in node.reads()}
     free: dict[tuple[torch.dtype, int], list[int]] = defaultdict(list)
     counts: dict[torch.dtype, int] = defaultdict(int)
@@ -92,3 +93,9 @@ def out_variant(function: Any) -> Any:
         if len(arguments) - len(given) == 1 and given == [(a.name, str(a.type)) for a in function._schema.arguments]:
             return variant
     return None
+
+
+@cache
+def out_name(function: Any) -> str:
+    """What the variant of an operation that has one calls the given tensor."""
+    return next(str(a.name) for a in out_variant(function)._schema.arguments if a.is_out)
