@@ -163,6 +163,7 @@ class Bucket:
         self.parts = [self.part_of(block) for block in self.blocks]
 
     def part_of(self, block: Block) -> Tensors:
+        """The flats of one block, as views."""
         return {n: x[block.tensors if n in self.whole else block.range] for n, x in self.flats.items()}
 
     def fits(self, tensors: Sequence[Tensor]) -> bool:

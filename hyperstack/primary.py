@@ -128,10 +128,12 @@ class Primary:
         return torch.nn.functional.pad(torch.stack(sums), around)
 
     def derivative(self, bucket: Bucket, block: Block, inputs: Tensors) -> Tensors:
+        """The update's derivative, and the state after it."""
         found = self.both(bucket, block, inputs)
         return {name: found[name] for name in ("products", *bucket.states)}
 
     def moved(self, bucket: Bucket, block: Block, inputs: Tensors) -> Tensors:
+        """The update, and the state after it where that is not left to the pull."""
         delta, after = self._update(bucket, block, inputs)
         return {"delta": delta, **self._layers(after), **({} if self.measures else _states(after))}
 

@@ -17,9 +17,9 @@ from hyperstack.tasks import Task
 class Networks:
     """One network a seed, each as `Task.model` makes it after `torch.manual_seed`.
 
-    `params`, [runs, ...] by name, are what is trained; `shared`: whether all runs have one seed, and so one batch, which
-    then has no axis of runs. The network must be the same function at every step: one that draws random numbers, keeps
-    statistics in buffers or reads a tensor's value is a RunError at the first step.
+    `params`, [runs, ...] by name, are what is trained; `shared`: whether all runs have one seed, and so one batch,
+    which then has no axis of runs. The network must be the same function at every step: one that draws random numbers,
+    keeps statistics in buffers or reads a tensor's value is a RuntimeError at the first step.
     """
 
     def __init__(self, task: Task, seeds: Sequence[int], device: torch.device) -> None:
@@ -47,7 +47,8 @@ class Networks:
         values = section(given, "param.")
         params = {n: x.detach().requires_grad_() if self.learning[n] else x for n, x in values.items()}
         with torch.enable_grad():
-            each = self._outputs(self._mean_loss, params, section(given, "buffer."), given["inputs"], given["targets"])
+            of_all = torch.vmap(self._mean_loss, in_dims=(0, 0, *[None if self.shared else 0] * 2))
+            each = of_all(params, section(given, "buffer."), given["inputs"], given["targets"])
             found = gradients(each.sum(), list(params.values()))
         grads = {f"grad.{n}": g for n, g in zip(params, found, strict=True) if g is not None}
         return {"losses": each.detach(), **grads}
@@ -62,11 +63,6 @@ class Networks:
             total += found.cpu().double().sum(1)
         self.model.train()
         return total / len(inputs)
-
-    def _outputs(self, function, params: Tensors, buffers: Tensors, inputs: Tensor, targets: Tensor) -> Tensor:
-        batch = None if self.shared else 0
-        found: Tensor = torch.vmap(function, in_dims=(0, 0, batch, batch))(params, buffers, inputs, targets)
-        return found
 
     def _mean_loss(self, params: Tensors, buffers: Tensors, inputs: Tensor, targets: Tensor) -> Tensor:
         outputs = functional_call(self.model, {**params, **buffers}, (inputs,))

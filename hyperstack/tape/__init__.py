@@ -29,7 +29,6 @@ from hyperstack.tape.replay import Replay, compile_for_torch
 from hyperstack.tape.runs import record_runs
 from hyperstack.tape.scratch import Scratch
 
-
 Recording = Callable[[Callable[[Tensors], Tensors], Tensors], tuple[Program, list[str]]]
 
 
