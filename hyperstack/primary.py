@@ -169,7 +169,7 @@ class FusedPrimary(Primary):
             return bucket.nothing
         found = []
         for block, part, grad in zip(bucket.blocks, bucket.parts, grads, strict=True):
-            tape = self._tape(("pull", grad.dtype), bucket, block, self._products, ())
+            tape = self._tape(("pull", grad.dtype), bucket, block, self.products, ())
             found.append(tape({**part, **known, "cotangent": grad})["products"])
         return torch.stack(found).sum(0) if len(found) > 1 else found[0]
 
@@ -186,7 +186,7 @@ class FusedPrimary(Primary):
             # Tensors gathered together may share storage: each adds what it moves, instead of writing where it is.
             together = block.piece is None
             key = ("push", bucket.pending, together, grad.dtype, target.dtype)
-            found = self._tape(key, bucket, block, self._pushed, writes if together else ["target", *writes])(inputs)
+            found = self._tape(key, bucket, block, self.pushed, writes if together else ["target", *writes])(inputs)
             bucket.measure(block, found)
             if together:
                 block.add(tensors, found["delta"])
@@ -195,7 +195,8 @@ class FusedPrimary(Primary):
         bucket.coefficients.copy_(coefficients)
         bucket.pending = self.measures
 
-    def _products(self, bucket: Bucket, block: Block, inputs: Tensors) -> Tensors:
+    def products(self, bucket: Bucket, block: Block, inputs: Tensors) -> Tensors:
+        """What the pull is for."""
         numbers = bucket.layout.unpack(inputs["coefficients"])
         found = self.both(bucket, block, {**inputs, **numbers, "cotangent": inputs["cotangent"].to(bucket.dtype)})
         return {"products": found["products"]}
@@ -204,7 +205,8 @@ class FusedPrimary(Primary):
         numbers = bucket.layout.unpack(inputs["coefficients"])
         return _states(self._update(bucket, block, {**inputs, **numbers})[1])
 
-    def _pushed(self, bucket: Bucket, block: Block, inputs: Tensors) -> Tensors:
+    def pushed(self, bucket: Bucket, block: Block, inputs: Tensors) -> Tensors:
+        """The update, the record of it, and the state before it."""
         before, numbers = inputs.get("before"), bucket.layout.unpack(inputs["coefficients"])
         state = {} if before is None else self._settled(bucket, block, {**inputs, "coefficients": before})
         record = {"grad": inputs["gradient"].to(bucket.dtype), "params": inputs["target"].to(bucket.dtype)}

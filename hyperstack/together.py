@@ -7,18 +7,18 @@ reaches another: a tower that has left the numbers goes on among the others, and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor
 
-from hyperstack.buffers import BLOCK, Block, Blocks, Bucket, cut
 from hyperstack.engine import Tower
 from hyperstack.errors import InputError, RunError
 from hyperstack.layout import Tensors, section
+from hyperstack.parts import FusedParts, Parts, repeated
+from hyperstack.primary import FusedPrimary
 from hyperstack.rule import Stack
-from hyperstack.tape import SplitTape, Tapes
+from hyperstack.tape import Tapes
 from hyperstack.transforms import Context
 from hyperstack.wrapper import Wrapper
 
@@ -47,25 +47,10 @@ def refuse_wrapped(stack: Stack) -> None:
         raise InputError(what, why="it limits the losses of its own run", instead="train one run after another")
 
 
-@dataclass
-class Part:
-    """Some of the runs at one block of the parameters.
-
-    `flats`: their state and the record of their last update, as in a `Bucket`; `tape` does an update and what can be
-    done of the next pull; `early`: what that found, None where nothing is pending.
-    """
-
-    rows: slice
-    block: Block
-    flats: Tensors
-    tape: SplitTape
-    early: tuple[Tensors, tuple[Tensor, ...]] | None = None
-
-
 class Together:
     """As many towers as stacks, on tensors of shape [runs, ...]: what `Tower` is to one.
 
-    stacks: of one `shape`, without a wrapper; tensors, names, nonfinite: as for `Tower`, with the axis of runs.
+    stacks: of one `shape`, without a wrapper; tensors, names, nonfinite, fused: as for `Tower`, with the axis of runs.
     All tensors that ever have a gradient have one at each step, and they are of one device and dtype: else a RunError.
     Each run is the one that its `Tower` would be, but for rounding.
     """
@@ -76,17 +61,17 @@ class Together:
         tensors: Sequence[Tensor],
         nonfinite: str = "skip",
         names: Sequence[str] | None = None,
+        fused: bool = False,
     ) -> None:
         if len({shape(stack) for stack in stacks}) != 1:
             raise InputError("stacks of several shapes", instead="train together what differs in numbers alone")
         refuse_wrapped(stacks[0])
         self.runs = len(stacks)
-        self.towers = [Tower(stack, [t[r] for t in tensors], nonfinite, names=names) for r, stack in enumerate(stacks)]
+        self.towers = [Tower(s, [t[r] for t in tensors], nonfinite, fused, names) for r, s in enumerate(stacks)]
         self.first = self.towers[0]
         self.cells = torch.stack([tower.cells for tower in self.towers])
         self.fixed = {f"fixed.{key}": torch.stack([_fixed(t)[key] for t in self.towers]) for key in _fixed(self.first)}
         self.tapes = Tapes(shared=("schedule", "moving"))
-        self.parts: list[Part] = []
         self._missing: list[bool] | None = None
 
     @torch.no_grad()
@@ -98,84 +83,30 @@ class Together:
             self._begin(tensors, grads)
         if [g is None for g in grads] != self._missing:
             raise RunError("towers side by side need gradients of the same tensors at every step")
-        flats = self._gathered(grads)
-        inputs = {"cells": self.cells, "steps": self.steps, "products.0": self._pull(flats), **self.fixed}
+        flats = self.parts.gathered(grads)
+        inputs = {"cells": self.cells, "steps": self.steps, "products.0": self.parts.pull(flats), **self.fixed}
         inputs["schedule"], inputs["moving"] = self.first.number(schedule), self.moving
         outputs = self.tapes.small(("climb",), self._climb)(inputs)
         self.cells.copy_(outputs["cells"])
         self.steps.copy_(outputs["steps"])
         ready = self._transformed(flats, tensors) if self.transforms else flats
-        self._push(tensors, ready, outputs["coefficients.0"])
+        self.parts.push(tensors, ready, outputs["coefficients.0"])
 
     def tower(self, run: int) -> Tower:
         """The tower of one run, with its present hyperparameters, to be read only."""
         self.towers[run].cells.copy_(self.cells[run])
         return self.towers[run]
 
-    # -- how the work is cut up --------------------------------------------------------------------------------
-
     def _begin(self, tensors: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
         self.first.arrange([t[0] for t in tensors], [None if g is None else g[0] for g in grads])
         if len(self.first.buckets) != 1 or not all(t.is_contiguous() for t in tensors):
             raise RunError("towers side by side take parameters of one device and dtype, one after another in memory")
-        self.bucket = bucket = self.first.buckets[0]
+        self.bucket, primary = self.first.buckets[0], self.first.primary
+        kind = FusedParts if isinstance(primary, FusedPrimary) else Parts
+        self.parts = kind(primary, self.bucket, self.runs)  # type: ignore[arg-type]
         self.steps, self.moving = self.cells.new_zeros(self.runs, 1), self.cells.new_ones(1)
-        # A large tensor has blocks of its own, so that its gradients need not be moved together with others'.
-        bucket.blocks = cut(bucket.segments, not bucket.level.rule.per_layer, Blocks(BLOCK // 8, BLOCK // 8, BLOCK))
-        bucket.parts = [bucket.part_of(block) for block in bucket.blocks]
-        self.parts = list(self._cut(bucket))
-        self.transforms: list[Tensors] = [self._repeated(state, self.runs) for state in bucket.transforms]
+        self.transforms: list[Tensors] = [repeated(state, self.runs) for state in self.bucket.transforms]
         self._missing = [g is None for g in grads]
-
-    def _cut(self, bucket: Bucket) -> Iterator[Part]:
-        """Parts that stay in cache: of as many runs as a block of the parameters leaves room for."""
-        for block, flats in zip(bucket.blocks, bucket.parts, strict=True):
-            count = max(1, BLOCK // max(1, block.segments.total))
-            pieces = -(-self.runs // count)
-            for j in range(pieces):
-                rows = slice(self.runs * j // pieces, self.runs * (j + 1) // pieces)
-                kept = self._repeated(flats, rows.stop - rows.start)
-                function = self._of_block(self.first.primary.both, block)
-                tape = self.tapes.split(("ahead", block.range.start, rows.start), function, "cotangent")
-                yield Part(rows, block, kept, tape)
-
-    @staticmethod
-    def _repeated(tensors: Tensors, runs: int) -> Tensors:
-        return {name: x.expand(runs, *x.shape).clone() for name, x in tensors.items()}
-
-    def _of_block(
-        self, function: Callable[[Bucket, Block, Tensors], Tensors], block: Block
-    ) -> Callable[[Tensors], Tensors]:
-        """A function of the primary level on one block, with the coefficients as one tensor."""
-
-        def whole(inputs: Tensors) -> Tensors:
-            return function(self.bucket, block, {**inputs, **self.bucket.layout.unpack(inputs["coefficients"])})
-
-        return whole
-
-    # -- the three parts of a step -----------------------------------------------------------------------------
-
-    def _gathered(self, tensors: Sequence[Tensor | None]) -> list[Tensor]:
-        """The elements of each block's tensors, [runs, elements]: views, where it is of a single one."""
-        mine = [x.reshape(self.runs, -1) for x in self.bucket.pick(tensors) or []]
-        found = []
-        for block in self.bucket.blocks:
-            chosen = mine[block.tensors]
-            flat = torch.cat(chosen, 1) if block.piece is None else chosen[0][:, block.piece]
-            found.append(flat.to(self.bucket.dtype))
-        return found
-
-    def _pull(self, cotangents: Sequence[Tensor]) -> Tensor:
-        """The products of all runs, [runs, ...]; the state of each part becomes that after its last update."""
-        total = self.bucket.nothing.repeat(self.runs, 1)
-        for part in self.parts:
-            if part.early is not None:
-                found, left = part.early
-                cotangent = cotangents[self.bucket.blocks.index(part.block)][part.rows]
-                total[part.rows] += part.tape.finish(left, cotangent)["products"]
-                for name in self.bucket.states:
-                    part.flats[name].copy_(found[name])
-        return total
 
     def _climb(self, inputs: Tensors) -> Tensors:
         """The climb of one run, with what is fixed in it as tensors."""
@@ -186,7 +117,7 @@ class Together:
         clip = self.bucket.level.rule.clip
         inputs = {"gradient": torch.cat(list(flats), 1)}
         if any(transform.reads_params for transform in clip):
-            inputs["params"] = torch.cat(self._gathered(tensors), 1)
+            inputs["params"] = torch.cat(self.parts.gathered(tensors), 1)
         for i, state in enumerate(self.transforms):
             inputs.update({f"{i}.{name}": x for name, x in state.items()})
         outputs = self.tapes.large(("transform",), self._through)(inputs)
@@ -203,34 +134,6 @@ class Together:
             gradient, after, _ = transform(gradient, section(inputs, f"{i}."), context)
             outputs.update({f"{i}.{name}": x for name, x in after.items()})
         return {"gradient": gradient, **outputs}
-
-    def _push(self, tensors: Sequence[Tensor], grads: Sequence[Tensor], coefficients: Tensor) -> None:
-        """Record each part's gradient, and move its tensors by the rule."""
-        reads, measured = self.bucket.level.rule.reads_params, self.first.primary.measures
-        params = self._gathered(tensors) if reads else []
-        mine = [x.view(self.runs, -1) for x in self.bucket.pick(tensors) or []]
-        for part in self.parts:
-            b, rows = self.bucket.blocks.index(part.block), part.rows
-            given = {"grad": grads[b][rows], **({"params": params[b][rows]} if reads else {})}
-            for name in self.bucket.records:
-                part.flats[name].copy_(given[name])
-            inputs = {**given, **part.flats, "coefficients": coefficients[rows]}
-            if measured:
-                part.early = part.tape.early(inputs, inputs["grad"])
-                delta = part.early[0]["delta"]
-            else:
-                function = self._of_block(self.first.primary.moved, part.block)
-                key = ("push", part.block.range.start, rows.stop - rows.start)
-                delta = self.tapes.large(key, function, self.bucket.states)(inputs)["delta"]
-            _add(part, [x[rows] for x in mine[part.block.tensors]], delta)
-
-
-def _add(part: Part, tensors: list[Tensor], delta: Tensor) -> None:
-    """Move the tensors of a part, [runs, elements]."""
-    if part.block.piece is not None:
-        tensors[0][:, part.block.piece].add_(delta)
-    else:
-        torch._foreach_add_(tensors, list(delta.split(part.block.segments.sizes, 1)))
 
 
 def _fixed(tower: Tower) -> Tensors:

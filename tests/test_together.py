@@ -13,7 +13,7 @@ from torch import nn
 from toy import BATCHES, DATA, PLAN, Calm, Toy
 
 import hyperstack as hs
-from hyperstack import together
+from hyperstack import parts, together
 from hyperstack.engine import Tower
 from hyperstack.errors import InputError, RunError
 from hyperstack.sweep.block import Block, CannotTogether
@@ -127,10 +127,10 @@ def test_stacks_of_every_kind(text):
 @pytest.mark.parametrize("block", [16, 64, 500])
 def test_however_the_work_is_cut_up(block, monkeypatch):
     """Blocks of one run or several, pieces of one tensor, and several tensors together."""
-    monkeypatch.setattr(together, "BLOCK", block)
+    monkeypatch.setattr(parts, "BLOCK", block)
     for text in ("Adam({}, weight_decay=0.1) / SGD(1e-4)", "LAMB({}) / SGD(1e-4, clip)", "SGD({}, clip=[norm(1.0)])"):
         many = follow([hs.parse(text.format(0.01 * (1 + r))) for r in range(5)], steps=12)
-        assert len(many.parts) > (2 if block < 500 else 1)
+        assert len(many.parts.parts) > (2 if block < 500 else 1)
 
 
 def test_long_rows_and_large_registers():

@@ -40,7 +40,8 @@ class Block:
         self.networks = Networks(task, seeds, device)
         self.params = list(self.networks.params.values())
         stacks = [parse(plan.stack) for plan in plans]
-        self.together = Together(stacks, self.params, names=list(self.networks.params))
+        names = list(self.networks.params)
+        self.together = Together(stacks, self.params, names=names, fused=plans[0].compile)
         self.total = torch.zeros(len(plans), dtype=scalar_dtype(device), device=device)
         self.histories: list[list[Epoch]] = [[] for _ in plans]
         self.epoch = self.steps = 0

@@ -36,11 +36,19 @@ class SweepPlan:
     device: str
     batch_size: int
     threads: int
+    compile: bool = False
 
     @classmethod
     def of(cls, content: object) -> SweepPlan:
         """The plan that was saved as `content`; ValueError where it is none."""
-        kinds = {"str": str, "int": int, "list[str]": list, "list[int]": list, "dict[str, list[float]]": dict}
+        kinds = {
+            "str": str,
+            "int": int,
+            "bool": bool,
+            "list[str]": list,
+            "list[int]": list,
+            "dict[str, list[float]]": dict,
+        }
         if not isinstance(content, dict):
             raise ValueError("it is not a table of names and values")
         wrong = [f.name for f in fields(cls) if not isinstance(content.get(f.name), kinds[str(f.type)])]
@@ -58,14 +66,16 @@ class SweepPlan:
 
     def of_cell(self, cell: Cell) -> Plan:
         """What one run is asked to do."""
-        common = {name: getattr(self, name) for name in ("task", "epochs", "device", "batch_size", "threads")}
+        common = {
+            name: getattr(self, name) for name in ("task", "epochs", "device", "batch_size", "threads", "compile")
+        }
         return Plan(stack=str(cell.stack), seed=cell.seed, **common)
 
     def check_resumes(self, saved: SweepPlan) -> None:
         """An InputError unless a sweep under plan `saved` can go on under this one."""
         for name, mine in self.as_dict().items():
             theirs = getattr(saved, name)
-            if name not in ("device", "threads") and theirs != mine:
+            if name not in ("device", "threads", "compile") and theirs != mine:
                 raise InputError(
                     f"the sweep in this folder has {'another' if name != 'epochs' else 'other'} {name}",
                     why=f"  the sweep: {theirs}\n  asked:     {mine}",

@@ -69,7 +69,7 @@ def with_stores(program: Program) -> Program:
 
 def drop_repeated(program: Program) -> Program:
     """What is computed twice is computed once, and what changes nothing not at all."""
-    same: dict[Slot, Slot] = {}
+    same: dict[Slot, Any] = {}
     seen: dict[str, Slot] = {}
     kept: list[Node] = []
     for node in program.nodes:
@@ -77,6 +77,8 @@ def drop_repeated(program: Program) -> Program:
         key = repr((node.function, args, sorted(kwargs.items())))
         if node.function in (aten.detach.default, aten.alias.default):
             same[node.out] = args[0]
+        elif node.function is aten._to_copy.default and isinstance(args[0], float) and node.out not in program.outputs:
+            same[node.out] = args[0]  # vmap's way to multiply by a number
         elif key in seen:
             same[node.out] = seen[key]
         else:

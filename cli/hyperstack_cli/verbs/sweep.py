@@ -63,6 +63,12 @@ failed, 2 wrong input, 130 interrupted.
 )
 @click.option("--threads", type=POSITIVE, metavar="N", help="CPU cores of each job.  [default: the task's, mnist: 1]")
 @click.option(
+    "--compile/--no-compile",
+    default=None,
+    help="Make kernels of the optimizers' steps with torch.compile: takes some seconds once a job, and pays off in "
+    "sweeps of more than some minutes.  [default: no]",
+)
+@click.option(
     "--jobs",
     type=POSITIVE,
     metavar="N",
@@ -70,9 +76,7 @@ failed, 2 wrong input, 130 interrupted.
 )
 @click.option("--data-dir", type=PATH, metavar="DIR", help="Take the data from the files in DIR, and fetch nothing.")
 @click.option("--out", "path", type=PATH, metavar="DIR", help="The sweep folder.  [default: the next sweeps/TASK-NNN]")
-@click.option(
-    "--resume", is_flag=True, help="Go on with the sweep in --out. Options left out are that sweep's."
-)
+@click.option("--resume", is_flag=True, help="Go on with the sweep in --out. Options left out are that sweep's.")
 @click.option("--yes", is_flag=True, help=f"Do not ask before more than {MANY:,} cells.")
 @click.option("--json", "as_json", is_flag=True, help="Print the results of all cells as JSON instead of a table.")
 @click.option("--quiet", is_flag=True, help="Show the result only.")
@@ -141,7 +145,7 @@ def _plan(
 
     defaults: dict[str, Any] = saved.as_dict() if saved else {
         "stacks": [DEFAULT_STACK], "grid": {}, "seeds": [0], "epochs": task.epochs, "batch_size": task.batch_size,
-        "threads": task.threads or torch.get_num_threads(),
+        "threads": task.threads or torch.get_num_threads(), "compile": False,
     }  # fmt: skip
     asked: dict[str, Any] = {
         "task": task.name,
