@@ -26,12 +26,12 @@ RUNS = 3
 NAMES = list(RULES)
 
 
-def follow(stacks, steps=50, shapes=SHAPES, dtype=torch.float64, missing=(), rtol=1e-9):
+def follow(stacks, steps=50, shapes=SHAPES, dtype=torch.float64, missing=(), rtol=1e-9, fused=False):
     """Together and alone, on gradients of each run's own; everything equal after every tenth step."""
     starts = [tensors(dtype, shapes, seed=10 + r) for r in range(len(stacks))]
     side = [torch.stack(list(each)) for each in zip(*starts, strict=True)]
     alone = [Tower(stack, params) for stack, params in zip(stacks, starts, strict=True)]
-    many = Together(stacks, side)
+    many = Together(stacks, side, fused=fused)
     series = [gradients(steps, dtype, shapes, seed=20 + r) for r in range(len(stacks))]
     for t in range(steps):
         grads = [torch.stack([own[t][i] for own in series]) for i in range(len(shapes))]
@@ -131,6 +131,34 @@ def test_however_the_work_is_cut_up(block, monkeypatch):
     for text in ("Adam({}, weight_decay=0.1) / SGD(1e-4)", "LAMB({}) / SGD(1e-4, clip)", "SGD({}, clip=[norm(1.0)])"):
         many = follow([hs.parse(text.format(0.01 * (1 + r))) for r in range(5)], steps=12)
         assert len(many.parts.parts) > (2 if block < 500 else 1)
+
+
+KERNELS = [
+    "Adam({}, weight_decay=0.1) / SGD(1e-4, clip)",
+    "LAMB({}) / SGD(1e-6, clip)",
+    "SGD({}, clip=[norm(1.0)])",
+    "SGD(per_tensor({}), momentum=0.9) / SGD(1e-5, clip=[cosine])",
+]
+
+
+def in_kernels(text, monkeypatch):
+    """Also with a tensor in a block of its own."""
+    monkeypatch.setattr(parts, "BLOCK", 800)
+    follow([hs.parse(text.format(0.01 * (1 + r))) for r in range(RUNS)], shapes=((9, 40), (5,), (2, 3)), fused=True)
+
+
+@pytest.mark.parametrize("text", KERNELS)
+def test_as_for_kernels(text, monkeypatch):
+    """What torch.compile would be given, uncompiled."""
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    in_kernels(text, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what torch.compile loads
+@pytest.mark.parametrize("text", KERNELS)
+def test_in_kernels(text, monkeypatch):
+    in_kernels(text, monkeypatch)
 
 
 def test_long_rows_and_large_registers():
