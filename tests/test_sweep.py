@@ -5,8 +5,14 @@ import io
 import itertools
 import json
 import multiprocessing
+import os
+import signal
 import statistics
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -52,7 +58,7 @@ def test_series_hold_both_ends_and_equal_ratios(first, last, count):
     found = axis(f"x=log({first!r},{last!r},{count})")[1] if first != last else [first, last]
     assert (found[0], found[-1]) == (first, last)
     steps = [b / a for a, b in itertools.pairwise(found)]
-    assert steps == pytest.approx([(last / first) ** (1 / (len(found) - 1))] * len(steps), rel=1e-9)
+    assert steps == pytest.approx([(last / first) ** (1 / (len(found) - 1))] * len(steps), rel=1e-5)
 
 
 WRONG = {
@@ -272,6 +278,77 @@ def test_in_processes(tmp_path):
     gone, ended, _ = swept(tmp_path / "gone", jobs=2, stop=lambda: True)
     assert (gone, ended) == ({}, [])
     assert multiprocessing.active_children() == []
+
+
+# ---- processes
+
+MANY = ("--grid", "α=log(1e-6,1e-1,6)", "--seeds", "2", "--epochs", "2")
+
+
+def start(*arguments, launcher=(), **environment):
+    """`hyperstack sweep ...` as a process, with the tests' tasks."""
+    program = [sys.executable, *launcher, str(Path(__file__).with_name("toy.py")), "sweep"]
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.Popen(
+        [*program, *map(str, arguments)], env=variables, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+
+
+def until(condition, process):
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def finished_cells(path):
+    return {p.name: p.read_bytes() for p in (path / "cells").glob("*.json")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("signum", "code", "jobs"), [(signal.SIGINT, 130, 1), (signal.SIGTERM, 143, 1), (signal.SIGKILL, -9, 1),
+                                 (signal.SIGINT, 130, 2)],
+)  # fmt: skip
+def test_ended_from_outside(signum, code, jobs, tmp_path):
+    """Finished cells are there, a second sweep is refused meanwhile, and the next one trains the others alone."""
+    path = tmp_path / "sweep"
+    process = start("toy", *MANY, "--out", path, "--jobs", jobs, TOY_DELAY="0.01")
+    until(lambda: len(finished_cells(path)) > 1, process)
+    refused = command("sweep", "toy", "--out", path, "--resume")
+    assert (refused[0], "another sweep is at work" in refused[2]) == (2, True)
+    process.send_signal(signum)
+    output, remarks = process.communicate(timeout=120)
+    assert process.returncode == code, remarks
+    assert "Traceback" not in remarks
+    before = finished_cells(path)
+    assert 1 < len(before) < 12
+    if signum != signal.SIGKILL:
+        assert f"--out {path} --resume" in remarks
+        assert len(json.loads((path / "results.json").read_text())) == len(before)
+    code, _, remarks = command("sweep", "toy", "--out", path, "--resume", "--jobs", 1, columns=100)
+    assert code == 0, remarks
+    assert sum("  seed " in line for line in remarks.splitlines()) == 12 - len(before)
+    assert before.items() <= finished_cells(path).items()
+    assert len(finished_cells(path)) == 12
+
+
+@pytest.mark.slow
+def test_ranks_share_the_cells(tmp_path):
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    process = start("calm", *MANY, "--out", tmp_path / "sweep", "--json", launcher=torchrun)
+    output, remarks = process.communicate(timeout=240)
+    assert process.returncode == 0, remarks
+    assert "Traceback" not in remarks
+    assert len(finished_cells(tmp_path / "sweep")) == len(json.loads(output)) == 12
+    assert len(list(csv.reader((tmp_path / "sweep" / "results.csv").open()))) == 13
+    assert sum("  seed " in line for line in remarks.splitlines()) < 12, "the other rank trained nothing"
+    process = start("calm", *MANY, "--out", tmp_path / "sweep", launcher=torchrun)
+    _, remarks = process.communicate(timeout=240)
+    assert process.returncode != 0
+    assert "exists already" in remarks
 
 
 # ---- the command line

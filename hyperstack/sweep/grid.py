@@ -36,7 +36,8 @@ class Cell:
 def axis(text: str) -> tuple[str, list[float]]:
     """A name and its values: `NAME=V,V,...`, where V is a number, `log(A,B,N)` or `lin(A,B,N)`.
 
-    `log` and `lin` are N numbers from A to B, both included, in equal ratios or at equal distances.
+    `log` and `lin` are N numbers from A to B, both included, in equal ratios or at equal distances; those of `log`
+    are rounded to six digits, so that `log(1e-6,1e-1,6)` holds 1e-05.
     Raises InputError where the text is none of these, has no values, or has one of them twice.
     """
     name, equals, listed = text.partition("=")
@@ -126,8 +127,7 @@ def _series(name: str, node: ast.Call) -> list[float]:
     if kind == "lin":
         return [first + (last - first) * part for part in parts]
     low, high = math.log10(first), math.log10(last)
-    # Digits behind which log10 and its inverse round, so that log(1e-6,1e-1,6) holds 1e-05.
-    inner = [float(f"{10 ** (low + (high - low) * part):.12g}") for part in parts]
+    inner = [float(f"{10 ** (low + (high - low) * part):.6g}") for part in parts]
     return [first, *inner[1:-1], last][: len(parts)]
 
 

@@ -18,6 +18,7 @@ from hyperstack.sweep.block import Block, CannotTogether
 from hyperstack.sweep.folder import SweepFolder
 from hyperstack.sweep.grid import Cell
 from hyperstack.sweep.planning import SweepPlan, blocks, runs_that_fit
+from hyperstack.sweep.ranks import Ranks
 from hyperstack.tasks import Data, Task
 from hyperstack.telemetry import Recorder
 from hyperstack.telemetry.plan import Plan
@@ -34,21 +35,25 @@ def sweep(
     folder: SweepFolder,
     *,
     jobs: int = 1,
+    ranks: Ranks | None = None,
     stop: Callable[[], bool] = lambda: False,
     after_cell: Callable[[Cell, Result], None] = lambda cell, result: None,
     notify: Callable[[str], None] = lambda line: None,
 ) -> dict[int, Result]:
     """Train every cell of a plan that has no result in the folder yet; the results, by place in `plan.cells()`.
 
-    jobs: blocks of cells at a time, each in a process of its own. stop: ends the sweep soon after it is true; blocks in
-    hand are given up, finished cells kept. notify: gets a line where cells are trained one after another, and why.
-    The folder must be `locked` by the caller.
+    jobs: blocks of cells at a time, each in a process of its own. ranks: share the blocks; each writes into the
+    folder, and all have all results in the end. stop: ends the sweep soon after it is true; blocks in hand are given
+    up, finished cells kept. notify: gets a line where cells are trained one after another, and why.
+    The folder must be `locked` by the caller, on the first rank.
     """
+    ranks = ranks or Ranks()
     cells = plan.cells()
-    results = folder.results(plan, cells)
+    results = ranks.once(lambda: folder.results(plan, cells))
     pending = [i for i in range(len(cells)) if i not in results]
-    limit = runs_that_fit(task, data, plan.batch_size, jobs)
-    work = [[pending[i] for i in block] for block in blocks(plan, [cells[i] for i in pending], limit, jobs)]
+    limit = runs_that_fit(task, data, plan.batch_size, jobs * ranks.here)
+    of_all = blocks(plan, [cells[i] for i in pending], limit, jobs * ranks.world)
+    work = [[pending[i] for i in block] for block in of_all[ranks.rank :: ranks.world]]
     plans = {i: plan.of_cell(cells[i]) for i in pending}
     try:
         for i, result in (
@@ -59,8 +64,11 @@ def sweep(
             folder.write(i, result)
             results[i] = result
             after_cell(cells[i], result)
+        ranks.wait()
+        results = folder.results(plan, cells) if ranks.world > 1 else results
     finally:
-        folder.conclude(cells, results)
+        if ranks.rank == 0:
+            folder.conclude(cells, results)
     return results
 
 

@@ -7,6 +7,7 @@ import math
 import os
 import shlex
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from hyperstack.sweep.folder import SweepFolder
     from hyperstack.sweep.grid import Cell
     from hyperstack.sweep.planning import SweepPlan
+    from hyperstack.sweep.ranks import Ranks
     from hyperstack.tasks import Task
 
 DEFAULT_STACK = "Adam / SGD(α)"
@@ -103,6 +105,7 @@ def command(
     from hyperstack.devices import device_failures, find_device
     from hyperstack.errors import InputError
     from hyperstack.sweep.folder import SweepFolder
+    from hyperstack.sweep.ranks import Ranks
     from hyperstack.tasks import get_task
     from hyperstack.telemetry.runfolder import RunFolder
 
@@ -115,17 +118,28 @@ def command(
     place = find_device(saved.device if saved and others["device"] == "auto" else others["device"])
     plan = _plan(chosen, stacks, grid, seeds, {**others, "device": str(place)}, saved)
     _ask(plan, yes)
-    if folder is None and path is not None:
-        RunFolder.check_free(path)
-    notify = (lambda line: None) if quiet else (lambda line: err().print(line, style="dim", soft_wrap=True))
-    with device_failures():
-        data = chosen.load(data_dir, place, notify)
+    with Ranks.joined() as ranks, ExitStack() as kept:
+        quiet = quiet or ranks.rank > 0
+        if folder is None and path is not None:
+            ranks.once(lambda: RunFolder.check_free(path))
+        notify = (lambda line: None) if quiet else (lambda line: err().print(line, style="dim", soft_wrap=True))
+        with device_failures():
+            data = chosen.load(data_dir, place, notify)
+        folder = ranks.once(lambda: _open(plan, folder, path, kept))
+        _sweep(plan, chosen, data, folder, jobs or _jobs(plan, ranks), ranks, as_json, quiet, notify)
+
+
+def _open(plan: SweepPlan, folder: SweepFolder | None, path: Path | None, kept: ExitStack) -> SweepFolder:
+    """The folder, a new one if need be, for this sweep alone until `kept` is closed."""
+    from hyperstack.sweep.folder import SweepFolder
+    from hyperstack.telemetry.runfolder import RunFolder
+
     if folder is None:
         run = RunFolder.create(path) if path else RunFolder.next_free(Path("sweeps"), plan.task)
         folder = SweepFolder(run.path)
-    with folder.locked():
-        folder.begin(plan)
-        _sweep(plan, chosen, data, folder, jobs or _jobs(plan), as_json, quiet, notify)
+    kept.enter_context(folder.locked())
+    folder.begin(plan)
+    return folder
 
 
 def _plan(
@@ -174,8 +188,8 @@ def _ask(plan: SweepPlan, yes: bool) -> None:
     plan.cells()  # so that a value that does not fit is found before anything is written
 
 
-def _jobs(plan: SweepPlan) -> int:
-    return max(1, (os.cpu_count() or 1) // plan.threads) if plan.device == "cpu" else 1
+def _jobs(plan: SweepPlan, ranks: Ranks) -> int:
+    return max(1, (os.cpu_count() or 1) // plan.threads // ranks.here) if plan.device == "cpu" else 1
 
 
 def _sweep(
@@ -184,6 +198,7 @@ def _sweep(
     data: Any,
     folder: SweepFolder,
     jobs: int,
+    ranks: Ranks,
     as_json: bool,
     quiet: bool,
     notify: Any,
@@ -203,10 +218,13 @@ def _sweep(
 
     try:
         with Interrupt() as interrupt:
-            results = sweep(plan, task, data, folder, jobs=jobs, stop=interrupt, after_cell=after_cell, notify=notify)
+            told: dict[str, Any] = {"stop": interrupt, "after_cell": after_cell, "notify": notify}
+            results = sweep(plan, task, data, folder, jobs=jobs, ranks=ranks, **told)
     except KeyboardInterrupt:
         _say_how_to_go_on(plan, folder)
         sys.exit(interrupt.exit_code)
+    if ranks.rank:
+        sys.exit(0 if len(results) == len(cells) else interrupt.exit_code)
     try:
         _report(cells, results, folder, as_json, quiet)
     except OSError:  # the terminal is what ended it
