@@ -96,12 +96,17 @@ def test_every_transform_is_tried():
     assert {text.partition("(")[0] for text in CLIPS.values()} == set(hs.TRANSFORMS)
 
 
-@pytest.mark.parametrize("clip", [clip for clip in CLIPS if clip != "cosine"])
+def some(chosen, fast):
+    """Of these transforms some are for the fast tier."""
+    return [pytest.param(name, marks=() if name in fast else pytest.mark.slow) for name in chosen]
+
+
+@pytest.mark.parametrize("clip", some([name for name in CLIPS if name != "cosine"], ("agc", "percentile", "norm")))
 def test_with_every_transform_on_the_primary_level(clip):
     follow([hs.parse(f"Adam({0.01 * (1 + r)}, clip=[{CLIPS[clip]}]) / SGD(1e-4, clip)") for r in range(RUNS)])
 
 
-@pytest.mark.parametrize("clip", CLIPS)
+@pytest.mark.parametrize("clip", some(CLIPS, ("cosine", "cumulative", "adaptive")))
 def test_with_every_transform_on_the_level_above(clip):
     lower = "Adam(0.01, beta1=fixed(0.9), beta2=fixed(0.99))"  # whose hypergradients are rounding alone at first
     follow([hs.parse(f"{lower} / SGD({1e-5 * (1 + r)}, clip=[{CLIPS[clip]}]) / SGD(1e-8)") for r in range(RUNS)])
@@ -124,7 +129,7 @@ def test_stacks_of_every_kind(text):
     follow([hs.parse(text.format(0.01 * (1 + r))) for r in range(RUNS)])
 
 
-@pytest.mark.parametrize("block", [16, 64, 500])
+@pytest.mark.parametrize("block", [pytest.param(16, marks=pytest.mark.slow), 64, 500])
 def test_however_the_work_is_cut_up(block, monkeypatch):
     """Blocks of one run or several, pieces of one tensor, and several tensors together."""
     monkeypatch.setattr(parts, "BLOCK", block)
