@@ -13,7 +13,7 @@ from toy import BATCHES, STACK, Toy, assert_same_run, command, contents, ok, sam
 
 import hyperstack as hs
 from hyperstack import tasks
-from hyperstack.telemetry import read_record
+from hyperstack.telemetry.jsonl import read_record
 from hyperstack.telemetry.runfolder import RunFolder
 from hyperstack.wrapper import WRAPPERS
 from hyperstack_cli.interrupt import Interrupt
@@ -28,7 +28,8 @@ pytestmark = pytest.mark.usefixtures("elsewhere")
 
 def test_train_writes_a_run(finished):
     path, output, remarks = finished
-    assert sorted(p.name for p in path.iterdir()) == ["checkpoint.pt", "plan.json", "record.jsonl", "summary.json"]
+    files = ["checkpoint.pt", "plan.json", "record.jsonl", "record.rows", "summary.json"]
+    assert sorted(p.name for p in path.iterdir()) == files
     summary = json.loads((path / "summary.json").read_text())
     assert summary["stack"] == "Adam(0.01) / SGD(0.01, clip) / SGD"
     assert (summary["epochs"], summary["steps"], summary["batch_size"]) == (2, 2 * BATCHES, 32)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from toy import command, contents, ok
 
-from hyperstack.telemetry import read_record
+from hyperstack.telemetry.jsonl import read_record
 from hyperstack.telemetry.runfolder import RunFolder
 from hyperstack.telemetry.statistics import statistics
 from hyperstack_cli.screen import number, percent
@@ -127,7 +127,9 @@ def test_export_as_json_lines_is_the_record(run):
     rows = [json.loads(line) for line in ok("export", run).splitlines()]
     assert [list(row) for row in rows] == [list(record)] * 20
     keys = ("0.lr", "0.beta1", "0.beta2", "1.lr", "2.lr")
-    assert list(record) == ["step", "loss", *(f"{key}.{what}" for key in keys for what in ("value", "grad", "clip"))]
+    columns = [f"{key}.{what}" for key in keys for what in ("value", "grad", "clip")]
+    averages = [f"{key}.average" for key in keys[:3]]  # of what level 1 clips
+    assert list(record) == ["step", "loss", *columns, *averages]
     for name, column in record.items():
         assert [row[name] for row in rows] == column.tolist()
     assert type(rows[0]["step"]) is int

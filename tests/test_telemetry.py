@@ -1,5 +1,6 @@
 """Rows on their way from a tower to a file and back, and what is said of them."""
 
+import gc
 import json
 import os
 
@@ -11,8 +12,11 @@ from toy import contents
 import hyperstack as hs
 from hyperstack import buffers
 from hyperstack.errors import InputError, RunError
-from hyperstack.telemetry import JsonLines, Record, Recorder, read_record
+from hyperstack.telemetry.jsonl import JsonLines, read_record
+from hyperstack.telemetry.mirror import beside
 from hyperstack.telemetry.plan import Plan
+from hyperstack.telemetry.record import Record
+from hyperstack.telemetry.recorder import Recorder
 from hyperstack.telemetry.runfolder import RunFolder
 from hyperstack.telemetry.statistics import statistics, tensor_statistics
 
@@ -83,12 +87,47 @@ def test_rows_are_readable_as_soon_as_they_are_flushed(tmp_path):
     sink.close()
 
 
-def test_long_records_are_read_in_blocks(tmp_path):
+@pytest.fixture
+def short_blocks(monkeypatch):
+    monkeypatch.setattr("hyperstack.telemetry.jsonl.BLOCK", 3)
+    monkeypatch.setattr("hyperstack.telemetry.mirror.BLOCK", 3)
+    monkeypatch.setattr("hyperstack.telemetry.mirror.PROBES", 4)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 6, 10])
+@pytest.mark.parametrize("known", [0, 1, 2, 5, 10, None])
+def test_long_records_are_read_in_blocks_from_text_and_mirror(tmp_path, short_blocks, count, known):
+    rows = np.random.default_rng(count).standard_normal((count, 5))
+    rows[:, 0] = np.arange(count)
+    path = written(tmp_path / "record.jsonl", rows)
+    if known is None:
+        beside(path).unlink()
+    else:  # what a killed run leaves: whole rows, and a part of one
+        beside(path).write_bytes(beside(path).read_bytes()[: known * 6 * 8 + 20])
+    assert read(path).tobytes() == rows.tobytes()
+
+
+@pytest.mark.parametrize("row", [0, 4, 9])
+def test_a_mirror_that_disagrees_is_left_aside(tmp_path, short_blocks, row):
     rows = np.arange(50.0).reshape(10, 5)
     path = written(tmp_path / "record.jsonl", rows)
-    for block in (1, 3, 5, 10, 11):
-        record = read_record(path, block)
-        assert np.stack(list(record.columns.values()), axis=1).tolist() == rows.tolist()
+    numbers = np.fromfile(beside(path), "<f8").reshape(10, 6)
+    for column, wrong in [(3, 0.5), (0, 0.0), (0, 1e300), (0, np.nan)]:
+        changed = numbers.copy()
+        changed[row if column else slice(row, None), column] = wrong
+        beside(path).write_bytes(changed.tobytes())
+        probed = row in (0, 9) or column == 0
+        assert (read(path).tobytes() == rows.tobytes()) or not probed
+
+
+def test_the_mirror_goes_on_behind_a_step_or_is_given_up(tmp_path):
+    path = written(tmp_path / "record.jsonl")
+    written(path, [[9, 1.0, 1.0, 1.0, 1.0]], after=3)
+    assert np.fromfile(beside(path), "<f8").reshape(-1, 6)[:, 1].tolist() == [1, 2, 3, 9]
+    beside(path).write_bytes(beside(path).read_bytes()[: 6 * 8])  # of an older run
+    written(path, [[10, 1.0, 1.0, 1.0, 1.0]], after=9)
+    assert not beside(path).exists()
+    assert read(path)[:, 0].tolist() == [1, 2, 3, 9, 10]
 
 
 LINES = {
@@ -203,6 +242,7 @@ def test_a_full_disk_is_a_failed_run(tmp_path):
     with pytest.raises(RunError, match="No space left"):
         sink.close()
     sink.close()
+    gc.collect()  # a file that was left open would say so now
 
 
 def test_a_place_where_nothing_may_be_written_is_named(tmp_path):
@@ -407,7 +447,7 @@ PLAN = Plan(task="mnist", stack="Adam", epochs=5, seed=0, device="cpu", batch_si
 
 def test_a_plan_comes_back(tmp_path):
     run = RunFolder.create(tmp_path / "a" / "b")
-    run.begin(PLAN)
+    run.begin(PLAN.as_dict())
     assert RunFolder.existing(tmp_path / "a" / "b").read_plan() == PLAN
     assert run.read_summary() is None
 
@@ -474,11 +514,12 @@ def test_a_damaged_summary_is_refused(tmp_path, text):
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     run = RunFolder(tmp_path)
     run.write_checkpoint({"steps": 1})
-    run.begin(PLAN)
+    run.begin(PLAN.as_dict())
     before = contents(tmp_path)
     full = os.open("/dev/full", os.O_WRONLY)
     monkeypatch.setattr("os.fsync", lambda number: os.write(full, b"x"))
-    for write in (lambda: run.write_checkpoint({"steps": 2}), lambda: run.write_summary({}), lambda: run.begin(PLAN)):
+    writes = (lambda: run.write_checkpoint({"steps": 2}), lambda: run.write_summary({}), lambda: run.begin({}))
+    for write in writes:
         with pytest.raises(RunError, match="No space left"):
             write()
     os.close(full)

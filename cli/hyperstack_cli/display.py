@@ -24,7 +24,7 @@ from hyperstack_cli.screen import err, number, percent, shortened, silence
 if TYPE_CHECKING:
     from hyperstack.rule import Stack
     from hyperstack.telemetry.plan import Plan
-    from hyperstack.telemetry.recorder import Rows
+    from hyperstack.telemetry.sinks import Rows
     from hyperstack.training import Epoch, Trainer
 
 AROUND = 5  # lines of the screen that are not for hyperparameters: the bar, the headings, what follows

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import hyperstack as hs
-from hyperstack.telemetry.recorder import Recorder, Rows
+from hyperstack.telemetry.recorder import Recorder
+from hyperstack.telemetry.sinks import Rows
 from hyperstack_cli.benchmark.workloads import Workload
 
 Step = Callable[[Tensor, Tensor], float]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from hyperstack.telemetry import Record
+    from hyperstack.telemetry.record import Record
 
 EPILOG = """\b
 Examples:
@@ -66,8 +66,7 @@ def command(run: Path, form: str, target: Path | None) -> None:
 
 def _write(target: Path, lines: Iterator[str]) -> None:
     """A new file, or none: what cannot be written whole is removed."""
-    from hyperstack.errors import InputError
-    from hyperstack.telemetry.jsonl import write_error
+    from hyperstack.errors import InputError, write_error
 
     try:
         file = target.open("x", encoding="utf-8")
