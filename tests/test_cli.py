@@ -15,10 +15,10 @@ import hyperstack as hs
 from hyperstack import tasks
 from hyperstack.telemetry.jsonl import read_record
 from hyperstack.telemetry.runfolder import RunFolder
+from hyperstack.telemetry.text import number, percent, shortened
 from hyperstack.wrapper import WRAPPERS
 from hyperstack_cli.interrupt import Interrupt
 from hyperstack_cli.main import cli
-from hyperstack_cli.screen import number, percent, shortened
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 

@@ -12,7 +12,7 @@ from toy import command, contents, ok
 from hyperstack.telemetry.jsonl import read_record
 from hyperstack.telemetry.runfolder import RunFolder
 from hyperstack.telemetry.statistics import statistics
-from hyperstack_cli.screen import number, percent
+from hyperstack.telemetry.text import number, percent
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 

@@ -7,6 +7,9 @@ import os
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from toy import contents
 
 import hyperstack as hs
@@ -19,6 +22,7 @@ from hyperstack.telemetry.record import Record
 from hyperstack.telemetry.recorder import Recorder
 from hyperstack.telemetry.runfolder import RunFolder
 from hyperstack.telemetry.statistics import statistics, tensor_statistics
+from hyperstack.telemetry.text import ASCII, BLOCKS, binned, sparkline
 
 COLUMNS = ["step", "loss", "0.lr.value", "0.lr.grad", "0.lr.clip"]
 ROWS = np.array(
@@ -542,3 +546,29 @@ def test_files_have_the_permissions_that_the_user_wants(tmp_path):
     finally:
         os.umask(before)
     assert (tmp_path / "checkpoint.pt").stat().st_mode & 0o777 == 0o640
+
+
+# ---- series as text
+
+
+def test_a_series_in_parts():
+    values = np.array([1.0, 3.0, np.nan, 5.0, np.inf, np.nan, 10.0, 1000.0])
+    assert binned(values, 4).tolist()[:2] == [2.0, 5.0]
+    assert np.isnan(binned(values, 4)[2])
+    np.testing.assert_allclose(binned(values, 4, log=True)[[0, 3]], [np.log10(3) / 2, 2.0])
+    np.testing.assert_allclose(binned(np.full(5, 1.7e308), 1), 1.7e308)
+    assert binned(np.array([0.0, -1.0, 10.0]), 9, log=True).tolist()[2:] == [1.0]
+
+
+@given(hnp.arrays(np.float64, st.integers(0, 60)), st.integers(1, 40), st.booleans(), st.booleans())
+def test_any_series_is_a_line(values, width, log, ascii_only):
+    line = sparkline(values, width, log, ascii_only)
+    assert len(line) == min(width, len(values))
+    assert set(line) <= set((ASCII if ascii_only else BLOCKS) + " ")
+
+
+def test_a_series_rises_and_falls():
+    assert sparkline(np.arange(8.0), 8) == BLOCKS
+    assert sparkline(10.0 ** np.arange(8), 8, log=True, ascii_only=True) == ASCII
+    assert sparkline(np.array([2.0, 2.0, np.nan]), 8) == "▁▁ "
+    assert sparkline(np.array([-1e308, 1e308]), 8) == "▁█"

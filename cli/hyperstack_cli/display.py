@@ -19,7 +19,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from hyperstack_cli.screen import err, number, percent, shortened, silence
+from hyperstack.telemetry.text import number, percent, shortened
+from hyperstack_cli.screen import err, silence
 
 if TYPE_CHECKING:
     from hyperstack.rule import Stack

@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import click
 
-from hyperstack_cli.screen import number, out
+from hyperstack.telemetry.text import number
+from hyperstack_cli.screen import out
 
 WORKLOADS = ("mnist", "gpt", "resnet")
 EPILOG = """\b

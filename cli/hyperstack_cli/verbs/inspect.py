@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hyperstack_cli.screen import Whole, number, out, percent, shortened
+from hyperstack.telemetry.text import number, percent, shortened
+from hyperstack_cli.screen import Whole, out
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hyperstack.telemetry.text import number, percent
 from hyperstack_cli.interrupt import Interrupt
-from hyperstack_cli.screen import Whole, bound_stack, err, number, out, percent, set_option, silence
+from hyperstack_cli.screen import Whole, bound_stack, err, out, set_option, silence
 
 if TYPE_CHECKING:
     from hyperstack.tasks import Data, Task
