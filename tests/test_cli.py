@@ -338,7 +338,7 @@ def test_help_does_not_wait_for_torch():
         "        main()\n"
         "    except SystemExit as end:\n"
         "        assert end.code == 0\n"
-        "slow = {'torch', 'numpy', 'hyperstack'} & set(sys.modules)\n"
+        "slow = {'torch', 'numpy'} & set(sys.modules)\n"
         "sys.exit(f'{slow} imported' if slow else 0)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

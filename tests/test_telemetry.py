@@ -21,8 +21,8 @@ from hyperstack.telemetry.plan import Plan
 from hyperstack.telemetry.record import Record
 from hyperstack.telemetry.recorder import Recorder
 from hyperstack.telemetry.runfolder import RunFolder
+from hyperstack.telemetry.series import ASCII, BLOCKS, binned, sparkline
 from hyperstack.telemetry.statistics import statistics, tensor_statistics
-from hyperstack.telemetry.text import ASCII, BLOCKS, binned, sparkline
 
 COLUMNS = ["step", "loss", "0.lr.value", "0.lr.grad", "0.lr.clip"]
 ROWS = np.array(

@@ -1,14 +1,8 @@
-"""Numbers and series as people read them in a line of text."""
+"""Numbers as people read them in a line of text."""
 
 from __future__ import annotations
 
 import math
-
-import numpy as np
-
-from hyperstack.telemetry.record import Column
-
-BLOCKS, ASCII = "▁▂▃▄▅▆▇█", "_.:-=+*#"
 
 
 def number(x: float | None, digits: int = 4) -> str:
@@ -29,35 +23,3 @@ def percent(x: float | None, digits: int = 2) -> str:
 def shortened(text: str, width: int) -> str:
     """`text` in at most `width` characters, with an ellipsis for what does not fit."""
     return text if len(text) <= width else text[: max(0, width - 1)] + "…"
-
-
-def binned(values: Column, width: int, log: bool = False) -> Column:
-    """A series in at most `width` numbers: the mean of each part, or with `log` of its logarithm to base 10.
-
-    Only what is finite counts, with `log` only what is positive; NaN where a part has nothing of that.
-    """
-    if not len(values):
-        return np.empty(0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        series = np.log10(values) if log else values
-    known = np.isfinite(series)
-    starts = np.unique(np.arange(min(width, len(values))) * len(values) // min(width, len(values)))
-    counts = np.add.reduceat(known.astype(float), starts)
-    scale = np.abs(series[known]).max(initial=1.0)  # so that the sum of large numbers stays finite
-    sums = np.add.reduceat(np.where(known, series, 0.0) / scale, starts)
-    means: Column = np.divide(sums, counts, out=np.full(len(starts), np.nan), where=counts > 0)
-    return means * scale
-
-
-def sparkline(values: Column, width: int, log: bool = False, ascii_only: bool = False) -> str:
-    """A series as a line of at most `width` bars, from its smallest part to its largest; a gap where nothing is finite.
-
-    log: the heights are those of the logarithm, and what is not positive is a gap.
-    """
-    ramp = ASCII if ascii_only else BLOCKS
-    heights = binned(values, width, log)
-    known = heights[np.isfinite(heights)]
-    low, high = (known.min(), known.max()) if len(known) else (0.0, 0.0)
-    flat = not high - low > 1e-12 * max(abs(low), abs(high))
-    scaled = heights * 0 if flat else (heights / 2 - low / 2) / (high / 2 - low / 2) * len(ramp)
-    return "".join(" " if math.isnan(x) else ramp[min(int(x), len(ramp) - 1)] for x in scaled.tolist())
