@@ -43,6 +43,7 @@ from hyperstack.telemetry.loop import Recording, record
 from hyperstack.telemetry.recorder import Recorder
 from hyperstack.telemetry.run import Run, load_run
 from hyperstack.telemetry.sinks import Sink
+from hyperstack.telemetry.tower import tower_summary
 from hyperstack.transforms import AGC as agc
 from hyperstack.transforms import TRANSFORMS, Transform
 from hyperstack.transforms import Adaptive as adaptive
@@ -114,5 +115,6 @@ __all__ = [
     "percentile",
     "record",
     "square",
+    "tower_summary",
     "value",
 ]

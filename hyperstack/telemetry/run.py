@@ -7,14 +7,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hyperstack.telemetry.record import Column, Record
 from hyperstack.telemetry.runfolder import RunFolder
 from hyperstack.telemetry.sinks import is_being_written
 
+if TYPE_CHECKING:
+    from hyperstack.telemetry.view import View
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Run(Mapping[str, Column]):
     """A run, as `load_run` returns it: a mapping from the names of columns to float64 arrays, a number a recorded step.
 
@@ -47,6 +50,17 @@ class Run(Mapping[str, Column]):
     def state(self) -> str:
         """One of "finished", "diverged", "interrupted", "running", and "stopped" for one that was killed."""
         return state(self.path, self.summary)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r}, {self.stack!r}, {self.state}, {len(self.record):,} steps recorded)"
+
+    def __str__(self) -> str:
+        return str(self.__rich__())
+
+    def __rich__(self) -> View:
+        from hyperstack.telemetry.view import View
+
+        return View(self)
 
     def __getitem__(self, name: str) -> Column:
         return self.record.columns[name]
