@@ -150,6 +150,7 @@ def test_numbers_are_masked_and_nothing_else():
     assert console.masked("x 0.50, 1.2e-07 after 1,175 steps: mnist-001, 0.lr = -3 %") == [
         *["x", "N,", "N", "after", "N", "steps:", "mnist-001,", "N.lr", "=", "N", "%"]
     ]
+    assert console.masked("on 2026-11-22 23:07 UTC ▁▂ █  0.5") == ["on", "WHEN", "CURVE", "N"]
 
 
 # ---- tables and pictures

@@ -108,7 +108,7 @@ def _of(record: Record, key: str) -> Statistics:
 
 def _clipping(factors: Column) -> tuple[float | None, float | None]:
     """The share of steps in which a gradient was clipped, and the mean factor in these."""
-    below = factors[factors < 1]
+    below = factors[(factors < 1) & (factors >= 0)]
     return (len(below) / len(factors) if len(factors) else None, float(below.mean()) if len(below) else None)
 
 
