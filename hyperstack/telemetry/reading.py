@@ -57,10 +57,16 @@ class Rise:
 class Evidence:
     """What the rules look at: a record, with what is worked out of it once."""
 
-    def __init__(self, record: Record, diverged: bool | None = None, height: int = 0) -> None:
+    def __init__(
+        self,
+        record: Record,
+        diverged: bool | None = None,
+        height: int = 0,
+        found: dict[str, Statistics] | None = None,
+    ) -> None:
         """Of a stack of `height` levels, where that is known: the rate of the highest may be fixed, without a key."""
         self.record = record
-        self.statistics: dict[str, Statistics] = statistics(record)
+        self.statistics = statistics(record) if found is None else found
         top: dict[str, int] = {}
         for key in record.keys:
             prefix, level, _ = parts(key)
@@ -85,10 +91,12 @@ class Evidence:
         return "try a tenth" if found is None or not found.last else f"try a tenth, {number(found.last / 10)}"
 
 
-def reading(source: Run | Record, record: Record | None = None) -> list[Remark]:
+def reading(
+    source: Run | Record, record: Record | None = None, found: dict[str, Statistics] | None = None
+) -> list[Remark]:
     """What is remarkable, the most severe first; of a run, or of a record alone.
 
-    record: the part of the run's steps to read; all if not given.
+    record: the part of the run's steps to read; all if not given. found: its `statistics`, where they are known.
     """
     whole = source.record if isinstance(source, Run) else source
     record = whole if record is None else record
@@ -99,7 +107,7 @@ def reading(source: Run | Record, record: Record | None = None) -> list[Remark]:
         if len(source.plan.get("stacks", [0])) == 1:
             height = len(source.levels)
     with np.errstate(all="ignore"):  # numbers that are not finite are remarked on, not warned of
-        evidence = Evidence(record, diverged, height)
+        evidence = Evidence(record, diverged, height, found)
         remarks = [remark for rule in RULES for remark in rule(evidence)]
     return sorted(remarks, key=lambda remark: -remark.severity)
 

@@ -15,7 +15,7 @@ import numpy as np
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
-from hyperstack.telemetry.grid import Field, cropped, fitting, grid, plain, taken, wrapped
+from hyperstack.telemetry.grid import Field, cropped, grid, plain, taken, wrapped
 from hyperstack.telemetry.leveltext import clips, per_tensor
 from hyperstack.telemetry.reading import Remark, reading
 from hyperstack.telemetry.record import Record, parts
@@ -51,9 +51,10 @@ class View:
         shown = [key for key in chosen if self.most is None or parts(key)[1] < self.most]
         lines = [*_header(self.run, record, width, self.most), Text()]
         if record.keys:
-            remarks = [r for r in reading(self.run, record) if self.keys is None or _concerns(r, chosen)]
+            found = statistics(record)
+            remarks = [r for r in reading(self.run, record, found) if self.keys is None or _concerns(r, chosen)]
             lines += [*_reading(remarks, len(record), width), Text()]
-            lines += _keys(self.run, record, shown, width, self.log, ascii_only)
+            lines += _keys(self.run, record, {key: found[key] for key in shown}, width, self.log, ascii_only)
             if len(shown) < len(chosen):
                 left = f"and {len(chosen) - len(shown)} more hyperparameters of higher levels: see them with --level K"
                 lines += [Text(), *wrapped(left, width)]
@@ -149,11 +150,13 @@ def _reading(remarks: Sequence[Remark], rows: int, width: int) -> list[Text]:
 # ---- what the numbers did
 
 
-def _keys(run: Run, record: Record, keys: Sequence[str], width: int, log: bool, ascii_only: bool) -> list[Text]:
+def _keys(
+    run: Run, record: Record, found: dict[str, Statistics], width: int, log: bool, ascii_only: bool
+) -> list[Text]:
     """Values and hypergradients side by side, or one below the other, where that keeps more of them."""
-    if not keys:
+    if not found:
         return wrapped("nothing here is learned", width)
-    found = statistics(record) if len(keys) > 1 else {keys[0]: statistics(_only(record, keys[0]))[keys[0]]}
+    keys = list(found)
 
     def sparks(what: str, logarithm: bool) -> Callable[[int], list[str]]:
         def draw(room: int) -> list[str]:
@@ -180,17 +183,11 @@ def _keys(run: Run, record: Record, keys: Sequence[str], width: int, log: bool, 
     if taken([f for f in together if f.rank <= SPARE], width) <= width:
         lines = grid(together, width)
     else:
-        first = fitting([name, *values], width)
-        label = max([13 if width >= 60 else 0, *(f.width for f in first[:1])])
+        label = max(13 if width >= 60 else 0, name.width)
         named = [Field(t, [key.ljust(label) for key in keys], right=False, style="bold") for t in _titles(width)]
         lines = [*grid([named[0], *(_untitled(f) for f in values)], width), Text()]
         lines += grid([named[1], *(_untitled(f) for f in grads)], width)
     return lines + (wrapped(note, width, style="dim") if width >= 60 else [])
-
-
-def _only(record: Record, key: str) -> Record:
-    kept = ("step", "loss", *(f"{key}.{what}" for what in ("value", "grad", "clip", "average")))
-    return Record({name: record.columns[name] for name in kept if name in record.columns})
 
 
 def _titles(width: int) -> tuple[str, str]:

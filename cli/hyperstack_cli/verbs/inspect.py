@@ -148,7 +148,7 @@ def _plain(run: Run, record: Record, keys: Sequence[str]) -> dict[str, object]:
     from hyperstack.telemetry.reading import reading
     from hyperstack.telemetry.statistics import statistics, tensor_statistics
 
-    steps = record.steps
+    steps, found = record.steps, statistics(record)
     return {
         "path": str(run.path),
         "when": run.when.isoformat(),
@@ -157,7 +157,7 @@ def _plain(run: Run, record: Record, keys: Sequence[str]) -> dict[str, object]:
         "summary": run.summary,
         "rows": len(record),
         "steps": [int(steps[0]), int(steps[-1])] if len(record) else None,
-        "reading": [remark.as_dict() for remark in reading(run, record)],
-        "keys": {key: s.as_dict() for key, s in statistics(record).items() if key in keys},
+        "reading": [remark.as_dict() for remark in reading(run, record, found)],
+        "keys": {key: s.as_dict() for key, s in found.items() if key in keys},
         "tensors": {name: s.as_dict() for name, s in tensor_statistics(record).items()},
     }
