@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -24,6 +25,7 @@ from hyperstack.telemetry.record import Record
 from hyperstack.telemetry.sinks import ANEW, Lines, Rows
 
 FORMAT, VERSION = "hyperstack record", 1
+KEY = re.compile(r"(?:.+\.)?\d{1,4}\.\w+", re.DOTALL)  # as in "0.lr" and "group1.0.lr"
 NAME_A_RUN = "name a folder that hyperstack train made"
 
 
@@ -158,7 +160,8 @@ def _header(path: Path, line: str) -> list[str]:
         )
     keys = [column.removesuffix(".value") for column in columns[2::3] if column.endswith(".value")]
     first = ["step", "loss", *(f"{key}.{what}" for key in keys for what in ("value", "grad", "clip"))]
-    if columns[: len(first)] != first or len(set(columns)) != len(columns):
+    foreign = [key for key in keys if not KEY.fullmatch(key)]
+    if foreign or columns[: len(first)] != first or len(set(columns)) != len(columns):
         raise InputError(f"{path} has other columns than a hyperstack record", instead=NAME_A_RUN)
     return columns
 

@@ -104,7 +104,7 @@ def reading(
     if isinstance(source, Run):
         if source.summary and len(record) == len(whole):
             diverged = bool(source.summary["diverged"])
-        if len(source.plan.get("stacks", [0])) == 1:
+        if len(source.stacks) == 1:
             height = len(source.levels)
     with np.errstate(all="ignore"):  # numbers that are not finite are remarked on, not warned of
         evidence = Evidence(record, diverged, height, found)

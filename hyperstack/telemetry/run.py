@@ -42,6 +42,12 @@ class Run(Mapping[str, Column]):
         return str(self.plan["stack"])
 
     @property
+    def stacks(self) -> list[str]:
+        """The text of each stack, where param groups have different ones; else the one."""
+        found = self.plan.get("stacks")
+        return [str(text) for text in found] if isinstance(found, list) and found else [self.stack]
+
+    @property
     def levels(self) -> list[str]:
         """The text of each level of its stack, the primary one first."""
         return levels(self.stack)

@@ -108,9 +108,8 @@ def _state_style(state: str) -> str:
 
 def _tree(run: Run, record: Record, width: int, most: int | None) -> list[Text]:
     """The stack, a line or more a level."""
-    stacks = run.plan.get("stacks") or [run.stack]
-    if len(stacks) > 1:
-        return [line for text in stacks for line in wrapped(str(text), width, "├── ", "│   ")]
+    if len(run.stacks) > 1:
+        return [line for text in run.stacks for line in wrapped(text, width, "├── ", "│   ")]
     lines: list[Text] = []
     levels = run.levels
     known = levels[:most]
