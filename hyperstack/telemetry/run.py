@@ -48,6 +48,12 @@ class Run(Mapping[str, Column]):
         """One of "finished", "diverged", "interrupted", "running", and "stopped" for one that was killed."""
         return state(self.path, self.summary)
 
+    def _repr_html_(self) -> str:
+        """The run as a notebook shows it."""
+        from hyperstack.telemetry.page import fragment  # which nobody else waits for
+
+        return fragment(self)
+
     def __getitem__(self, name: str) -> Column:
         return self.record.columns[name]
 

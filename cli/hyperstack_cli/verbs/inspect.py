@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hyperstack.telemetry.text import number, percent, shortened
+from hyperstack_cli.pictures import picture_options, show_pictures
 from hyperstack_cli.screen import Whole, out
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ Examples:
   hyperstack inspect runs/mnist-001
   hyperstack inspect runs/mnist-001 --level 0
   hyperstack inspect runs/mnist-001 --json
+  hyperstack inspect runs/mnist-001 --plot
+  hyperstack inspect runs/mnist-001 --html run.html --png run.png
 """
 WIDE = 116  # columns, from which on values and hypergradients stand side by side
 MOST = 8  # parameters of the network that are shown
@@ -41,7 +44,8 @@ TALL = 12  # levels that are shown on a terminal unless one asks for more
     help="Only level K, counted from 0; may be given several times.",
 )
 @click.option("--json", "as_json", is_flag=True, help="The same as JSON, for programs.")
-def command(run: Path, wanted: tuple[int, ...], as_json: bool) -> None:
+@picture_options
+def command(run: Path, wanted: tuple[int, ...], as_json: bool, plot: bool, png: Path | None, html: Path | None) -> None:
     """Show what happened to each hyperparameter in RUN, a folder that `hyperstack train` made.
 
     \b
@@ -55,10 +59,14 @@ def command(run: Path, wanted: tuple[int, ...], as_json: bool) -> None:
                    steps in which it was clipped, and the mean factor in these;
                    and the trust ratio, where a layer-wise rule has one
 
+    With --plot, --png or --html the loss and the curves of each hyperparameter are drawn instead; that takes
+    `pip install "hyperstack[plots]"`.
+
     All of the recorded steps. What is fixed is not recorded. A run that still trains, or was killed, is shown as far
     as it came.
     """
     from hyperstack.errors import InputError
+    from hyperstack.telemetry.run import load_run
     from hyperstack.telemetry.runfolder import RunFolder
     from hyperstack.telemetry.statistics import statistics, tensor_statistics
 
@@ -70,6 +78,11 @@ def command(run: Path, wanted: tuple[int, ...], as_json: bool) -> None:
     if beyond := [k for k in wanted if k >= height]:
         raise InputError(f"there is no level {beyond[0]}", instead=f"the levels are 0 to {height - 1}")
     levels = sorted(set(wanted)) or list(range(height))
+    if plot or png or html:
+        keys_of_levels = [key for key in found if _level(key) in levels] if wanted else None
+        show_pictures([(str(run), load_run(run))], keys_of_levels, True, plot=plot, png=png, html=html)
+        if not as_json:
+            return
     if as_json:
         keys = {key: s.as_dict() for key, s in found.items() if _level(key) in levels}
         named = {name: s.as_dict() for name, s in tensors.items()}
