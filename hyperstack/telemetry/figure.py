@@ -34,7 +34,7 @@ VARIABLES = {
     RULE: f"var(--rule, {RULE})",
 }
 WIDTH, HEIGHT = 5.6, 2.4  # inches of a panel
-LEFT, RIGHT, BOTTOM, TOP = 0.8, 0.15, 0.42, 0.3  # inches of it around the axes
+LEFT, RIGHT, BOTTOM, TOP = 0.8, 0.32, 0.42, 0.3  # inches of it around the axes
 ROWS = 80  # of panels, which at 150 dots an inch make the highest picture
 STYLE: dict[str, Any] = {
     "axes.edgecolor": FAINT,
@@ -132,7 +132,7 @@ def _figure(panels: Sequence[Panel], legend: bool, across: int) -> Figure:
 
 
 def _draw(axes: Axes, panel: Panel) -> None:
-    """One panel."""
+    """One panel; a long record's line is its mean, in a band from the least to the largest."""
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
     shown = [drawable(line.values, panel.log) for line in panel.lines]
@@ -154,19 +154,24 @@ def _draw(axes: Axes, panel: Panel) -> None:
             clip_on=False,
             gid=f"line-{i}",
         )
+        if line.least is not None and line.largest is not None:
+            low, high = drawable(line.least, panel.log), drawable(line.largest, panel.log)
+            axes.fill_between(
+                line.steps, low, high, color=COLORS[i % len(COLORS)], alpha=0.2, linewidth=0, gid=f"band-{i}"
+            )
     axes.set_title(printable(panel.title), pad=8)
     unit = f"{printable(panel.unit)}, log axis" if panel.log else printable(panel.unit)
     axes.set_title(unit, loc="right", fontsize=8, fontweight="normal", color=FAINT, pad=8)
     axes.set_xlabel("step", loc="right", labelpad=1)
     axes.margins(x=0.01)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}" if x == round(x) else ""))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: number(y, _digits(axes))))
+    digits = _digits(axes.get_yticks().tolist())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: number(y, digits)))
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _digits(axes: Axes) -> int:
+def _digits(ticks: Sequence[float]) -> int:
     """How many digits tell the ticks of an axis apart."""
-    ticks = [float(tick) for tick in axes.get_yticks()]
     return next((d for d in range(3, 15) if len({number(tick, d) for tick in ticks}) == len(ticks)), 15)
 
 
@@ -177,7 +182,7 @@ def _alone(values: np.ndarray[Any, Any]) -> list[int]:
 
 
 SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
-KEPT = re.compile(r"line-\d+$")  # besides what is referred to
+KEPT = re.compile(r"(line|band)-\d+$")  # besides what is referred to
 
 
 def _cleaned(drawing: bytes, panels: Sequence[Panel]) -> str:

@@ -9,21 +9,28 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hyperstack.telemetry.record import Column
+from hyperstack.telemetry.series import binned
 
 if TYPE_CHECKING:
     from hyperstack.telemetry.run import Run
 
 POINTS = 1000  # of a line: more than a screen has columns
+LARGEST = 1e150
 DECADES = 2  # powers of ten between the least and the largest value, from which on a linear axis hides the small ones
 
 
 @dataclass(frozen=True)
 class Line:
-    """One run in a panel: `values` over `steps`; what is NaN is a gap."""
+    """One run in a panel: `values` over `steps`; what is NaN is a gap.
+
+    `least`, `largest`: of the steps whose mean a value is; None where each is one step.
+    """
 
     label: str
     steps: Column
     values: Column
+    least: Column | None = None
+    largest: Column | None = None
 
 
 @dataclass(frozen=True)
@@ -40,11 +47,12 @@ def panels(runs: Sequence[tuple[str, Run]], keys: Sequence[str] | None, log: boo
     """The pictures of runs, each with its label: the loss, then the value and the hypergradient of each key.
 
     keys: such as "0.lr"; None: of all runs, in the order of the first that has them. What no run has is left out.
-    log: hypergradients stand on a logarithmic axis, and so do losses and values that are all positive and span
-    two powers of ten. The absolute value of a hypergradient is shown; on a logarithmic axis 0 is a gap.
+    log: hypergradients that span a power of ten stand on a logarithmic axis, and so do losses and values that are all
+    positive and span two. The absolute value of a hypergradient is shown; on a logarithmic axis 0 is a gap.
 
-    NaN and infinity are gaps. A line has at most 1000 points: a longer one is cut into equal parts, and of each part
-    its least and its largest value are kept, at their own steps, so that no spike is lost.
+    NaN and infinity are gaps. A line has at most 1000 points: a longer one is cut into 1000 equal parts, of each of
+    which the mean (on a logarithmic axis that of logarithms), the least and the largest value are kept, so that no
+    spike is lost.
     """
     if keys is None:
         keys = list(dict.fromkeys(key for _, run in runs for key in run.record.keys))
@@ -56,31 +64,24 @@ def panels(runs: Sequence[tuple[str, Run]], keys: Sequence[str] | None, log: boo
 
 
 def drawable(values: Column, log: bool) -> Column:
-    """What an axis can show: NaN for all that is not finite, and on a logarithmic one for what is not positive."""
+    """What an axis can show: NaN for all that is not finite, and on a logarithmic one for what is not positive.
+
+    Magnitudes beyond 1e150 are drawn as 1e150, those below 1e-150 as 0: the arithmetic of axes would overflow.
+    """
     with np.errstate(invalid="ignore"):
-        shown: Column = np.where(np.isfinite(values) & (values > 0 if log else True), values, np.nan)
+        bounded = np.where(np.abs(values) < 1 / LARGEST, 0.0, np.clip(values, -LARGEST, LARGEST))
+        shown: Column = np.where(np.isfinite(values) & ((bounded > 0) | (not log)), bounded, np.nan)
     return shown
 
 
-def reduced(steps: Column, values: Column, points: int = POINTS) -> tuple[Column, Column]:
-    """A line in at most `points` points: the least and the largest of each of `points`/2 equal parts, as they come.
-
-    A part without any number is one NaN, a gap.
-    """
-    count = len(values)
-    if count <= points:
-        return steps, values
-    size = -(-count // (points // 2))
-    parts = -(-count // size)
-    padded = np.concatenate([values, np.full(parts * size - count, np.nan)]).reshape(parts, size)
-    gaps = np.isnan(padded)
-    least = np.where(gaps, np.inf, padded).argmin(axis=1)
-    largest = np.where(gaps, -np.inf, padded).argmax(axis=1)
-    pairs = np.sort(np.stack([least, largest], axis=1), axis=1) + size * np.arange(parts)[:, None]
-    once = np.ones(pairs.shape, bool)
-    once[:, 1] = pairs[:, 0] != pairs[:, 1]  # a part that is constant, or a gap, is one point
-    chosen = pairs[once]
-    return steps[chosen], values[chosen]
+def reduced(label: str, steps: Column, values: Column, log: bool, points: int = POINTS) -> Line:
+    """A line in at most `points` points; each the mean of a part, of logarithms with `log`, where there are more."""
+    if len(values) <= points:
+        return Line(label, steps, values)
+    means = binned(values, points, log)
+    starts = np.arange(points) * len(values) // points
+    least, largest = np.fmin.reduceat(values, starts), np.fmax.reduceat(values, starts)
+    return Line(label, binned(steps, points), 10**means if log else means, least, largest)
 
 
 def _panel(title: str, unit: str, runs: Sequence[tuple[str, Run]], column: str, log: bool, norm: bool = False) -> Panel:
@@ -89,7 +90,7 @@ def _panel(title: str, unit: str, runs: Sequence[tuple[str, Run]], column: str, 
     columns = [np.abs(run[column]) if norm else run[column] for _, run in having]
     log = log and _fits_log(columns, norm)
     lines = [
-        Line(label, *reduced(run["step"], drawable(values, log)))
+        reduced(label, run["step"], drawable(values, log), log)
         for (label, run), values in zip(having, columns, strict=True)
     ]
     return Panel(title, unit, lines, log)
@@ -100,4 +101,4 @@ def _fits_log(columns: list[Column], norm: bool) -> bool:
     known = [values[np.isfinite(values) & ((values != 0) if norm else True)] for values in columns]
     ends = [(float(values.min()), float(values.max())) for values in known if len(values)]
     least, largest = min((low for low, _ in ends), default=0.0), max((high for _, high in ends), default=0.0)
-    return least > 0 and (norm or float(np.log10(largest) - np.log10(least)) >= DECADES)
+    return least > 0 and float(np.log10(largest) - np.log10(least)) >= (1 if norm else DECADES)
