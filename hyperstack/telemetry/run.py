@@ -68,6 +68,12 @@ class Run(Mapping[str, Column]):
 
         return View(self)
 
+    def _repr_html_(self) -> str:
+        """The run as a notebook shows it."""
+        from hyperstack.telemetry.page import fragment  # which nobody else waits for
+
+        return fragment(self)
+
     def __getitem__(self, name: str) -> Column:
         return self.record.columns[name]
 

@@ -6,11 +6,13 @@ import difflib
 import fnmatch
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from hyperstack_cli.pictures import picture_options, show_pictures
 from hyperstack_cli.screen import Whole, out
 
 if TYPE_CHECKING:
@@ -24,6 +26,8 @@ Examples:
   hyperstack inspect runs/mnist-001 --key "*.lr" --steps 100:
   hyperstack inspect runs/mnist-001 --key beta1 --linear
   hyperstack inspect runs/mnist-001 --json
+  hyperstack inspect runs/mnist-001 --plot
+  hyperstack inspect runs/mnist-001 --html run.html --png run.png
 """
 TALL = 12  # levels that are shown on a terminal unless one asks for more
 
@@ -54,8 +58,15 @@ TALL = 12  # levels that are shown on a terminal unless one asks for more
 )
 @click.option("--log/--linear", default=True, help="The scale of the hypergradients' curves; --log if not given.")
 @click.option("--json", "as_json", is_flag=True, help="The same as JSON, for programs, with every sentence.")
+@picture_options
 def command(
-    run: Path, wanted: tuple[int, ...], patterns: tuple[str, ...], span: str | None, log: bool, as_json: bool
+    run: Path,
+    wanted: tuple[int, ...],
+    patterns: tuple[str, ...],
+    span: str | None,
+    log: bool,
+    as_json: bool,
+    **pictures: Any,
 ) -> None:
     """Show what happened to each hyperparameter in RUN, and what to change.
 
@@ -81,19 +92,27 @@ def command(
     a layer-wise rule, the trust ratios. What is fixed is not recorded. What there is no room for is left out: a wider
     terminal, or --json, has all of it.
 
+    With --plot, --png or --html the loss and the curves of each hyperparameter are drawn instead; that takes
+    `pip install "hyperstack[plots]"`.
+
     Exit status: 0 shown, 2 no such run, or it is damaged.
     """
+    from hyperstack.telemetry.reading import reading
     from hyperstack.telemetry.run import load_run
     from hyperstack.telemetry.view import View
 
     found = load_run(run)
     record = _between(found, span)
     keys = _chosen(found, wanted, patterns)
+    everything = not wanted and not patterns
+    sentences = [remark.sentence for remark in reading(found, record)] if pictures["html"] else []
+    part = [(str(run), replace(found, record=record))]
+    if show_pictures(part, None if everything else keys, log, sentences=sentences, **pictures) and not as_json:
+        return
     if as_json:
         click.echo(json.dumps(_plain(found, record, keys)))
         return
     console = out()
-    everything = not wanted and not patterns
     most = TALL if console.is_terminal and everything else None
     console.print(View(found, record, None if everything else keys, log, most))
 
