@@ -21,6 +21,7 @@ ROOT = Path(__file__).parent.parent
 NOTE = r"(?:<!-- (?P<note>(?:test|setup): [^\n]*?) -->\n+)?"
 FENCE = re.compile(rf"^{NOTE}```(?P<kind>\w*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 NUMBER = re.compile(r"(?<![\w.-])-?\d+(?:[,.]\d+)*(?:e[-+]?\d+)?")
+BARS = re.compile("[▁-█]+")
 SLOW = "test: slow"
 
 
@@ -62,8 +63,8 @@ def renewed(text: str, slow: bool, answer: Callable[[list[str]], list[str]] = in
 
 
 def masked(text: str) -> list[str]:
-    """The words of a text, its numbers left open, so that two runs of one command can be compared."""
-    return NUMBER.sub("N", text).split()
+    """The words of a text, its numbers and curves left open, so that two runs of one command can be compared."""
+    return NUMBER.sub("N", BARS.sub("N", text)).split()
 
 
 def _trimmed(output: str) -> str:

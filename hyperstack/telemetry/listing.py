@@ -124,7 +124,8 @@ def _when(path: Path) -> datetime | None:
     with suppress(OSError), os.scandir(path) as inside:
         for entry in inside:
             with suppress(OSError):
-                times.append(entry.stat(follow_symlinks=False).st_mtime)
+                if entry.is_file(follow_symlinks=False):
+                    times.append(entry.stat(follow_symlinks=False).st_mtime)
     try:
         latest = max(times) if times else os.stat(path).st_mtime
         return datetime.fromtimestamp(latest, timezone.utc).astimezone()

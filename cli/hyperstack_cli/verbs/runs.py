@@ -30,7 +30,7 @@ such folder.
 """
 STATES = ("finished", "diverged", "interrupted", "running", "stopped", "damaged")
 GAP = 2  # between columns
-LEAST = 10  # characters that a path or a stack is shown with at least
+LEAST = 8  # characters that a path or a stack is shown with at least
 FIRST = ("path", "test error", "state", "stack", "when", "time", "task")  # what is kept longest on a narrow screen
 
 
