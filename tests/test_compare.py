@@ -375,6 +375,7 @@ def test_what_is_damaged_hides_nothing(runs):
     assert "there is no run that can be read" in remarks
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed(tmp_path, runs):
     path = tmp_path / "killed"
     arguments = ["train", "toy", "--quiet", "--epochs", "1", "--stack", CLIPPED, "--seed", "7", "--out", str(path)]
@@ -391,3 +392,22 @@ def test_a_run_that_was_killed(tmp_path, runs):
     whole = [json.loads(row) for row in rows if row.endswith(b"\n")]
     found = json.loads(ok("compare", path, "--json"))["groups"][0]
     assert (found["steps"], found["keys"]["0.lr"]["last"]["mean"]) == ([len(whole)], whole[-1][2])
+
+
+def test_a_run_that_is_deleted_meanwhile(runs, monkeypatch):
+    from hyperstack.telemetry import run as module
+
+    read = module.last_written
+
+    def late(folder):
+        if folder.path.name == "sgd-1":
+            shutil.rmtree(folder.path)
+        return read(folder)
+
+    monkeypatch.setattr(module, "last_written", late)
+    code, output, remarks = command("compare", "runs")
+    assert (code, remarks.splitlines()[0]) == (
+        0,
+        "left out runs/sgd-1: runs/sgd-1 has been deleted, or may not be read name another run",
+    )
+    assert re.search(r"^  finished +3 +1$", output, re.MULTILINE)

@@ -9,6 +9,7 @@ import numpy as np
 from hyperstack.telemetry.record import Column, Record
 from hyperstack.telemetry.series import bars, binned, extent
 
+LARGEST = 308.25  # power of ten that a number can hold
 DECADES = 2.0  # powers of ten between smallest and largest, from which on a scale is logarithmic
 
 
@@ -37,7 +38,7 @@ class Curves:
     @property
     def range(self) -> tuple[float, float]:
         """What the lowest and the highest bar stand for, in the unit of the column."""
-        return (10.0**self.low, 10.0**self.high) if self.log else (self.low, self.high)
+        return (10.0**self.low, 10.0 ** min(self.high, LARGEST)) if self.log else (self.low, self.high)
 
     def lines(self, ascii_only: bool = False) -> list[str]:
         """A line for each record, empty where it lacks the column."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -112,23 +113,22 @@ def _read(paths: Sequence[Path]) -> tuple[list[Run], dict[str, str]]:
     """The runs, each once, and what lies in folders of runs and cannot be read, with the reason."""
     from hyperstack.errors import InputError
     from hyperstack.telemetry.listing import listed
-    from hyperstack.telemetry.run import load_run
     from hyperstack.telemetry.runfolder import RunFolder
 
     found: dict[Path, Run] = {}
     left_out: dict[str, str] = {}
     for path in paths:
-        if not path.is_dir() or (path / "plan.json").is_file():
+        if not os.path.isdir(path) or os.path.isfile(path / "plan.json"):  # unlike Path's they never raise
             folder = RunFolder.existing(path).path
-            found.setdefault(folder.resolve(), load_run(folder))
+            found.setdefault(folder.resolve(), _load(folder))
             continue
         entries = sorted(listed(path), key=lambda entry: _natural(str(entry.path)))
         for entry in entries:
             try:
                 if entry.problem:
                     raise InputError(entry.problem)
-                found.setdefault(entry.path.resolve(), load_run(entry.path))
-            except (InputError, OSError) as error:
+                found.setdefault(entry.path.resolve(), _load(entry.path))
+            except InputError as error:
                 left_out[str(entry.path)] = " ".join(str(error).split())
         if not entries:
             raise InputError(f"{path} holds no run", instead="name runs, or a folder that holds some")
@@ -136,6 +136,19 @@ def _read(paths: Sequence[Path]) -> tuple[list[Run], dict[str, str]]:
         reasons = "\n".join(f"{path}: {problem}" for path, problem in list(left_out.items())[:5])
         raise InputError("there is no run that can be read", why=reasons, instead="name others")
     return list(found.values()), left_out
+
+
+def _load(path: Path) -> Run:
+    """A run; an InputError also where its files disappear while it is read."""
+    from hyperstack.errors import InputError
+    from hyperstack.telemetry.run import load_run
+
+    try:
+        return load_run(path)
+    except InputError:
+        raise
+    except (OSError, ValueError):  # no files, or none that may be looked at
+        raise InputError(f"{path} has been deleted, or may not be read", instead="name another run") from None
 
 
 def _cut(runs: list[Run], span: tuple[int | None, int | None]) -> list[Run]:

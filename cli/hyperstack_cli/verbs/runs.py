@@ -38,7 +38,9 @@ FIRST = ("path", "test error", "state", "stack", "when", "time", "task")  # what
 @click.argument("folder", default="runs", type=click.Path(path_type=Path))
 @click.option("--task", metavar="NAME", help="Only runs of this task.")
 @click.option("--stack", metavar="TEXT", help="Only runs whose stack contains TEXT; spaces and case do not matter.")
-@click.option("--state", multiple=True, type=click.Choice(STATES), help="Only runs in this state; repeatable.")
+@click.option(
+    "--state", multiple=True, type=click.Choice(STATES), metavar="STATE", help="Only runs in this state; repeatable."
+)
 @click.option("--limit", type=Whole(1), metavar="N", help="Only the N newest.")
 @click.option("--json", "as_json", is_flag=True, help="The same as JSON, for programs.")
 def command(
