@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -36,10 +37,20 @@ def sparkline(values: Column, width: int, log: bool = False, ascii_only: bool = 
 
     log: the heights are those of the logarithm, and what is not positive is a gap.
     """
-    ramp = ASCII if ascii_only else BLOCKS
     heights = binned(values, width, log)
-    known = heights[np.isfinite(heights)]
-    low, high = (known.min(), known.max()) if len(known) else (0.0, 0.0)
+    return bars(heights, *extent([heights]), ascii_only)
+
+
+def extent(series: Iterable[Column]) -> tuple[float, float]:
+    """The smallest and the largest of what is finite in any of these series; (0, 0) where nothing is."""
+    known = [column[np.isfinite(column)] for column in series]
+    lows, highs = ([f(column) for column in known if len(column)] for f in (np.min, np.max))
+    return (float(min(lows)), float(max(highs))) if lows else (0.0, 0.0)
+
+
+def bars(heights: Column, low: float, high: float, ascii_only: bool = False) -> str:
+    """A bar for each height, on the scale from `low` to `high`; a gap where it is not finite."""
+    ramp = ASCII if ascii_only else BLOCKS
     span = high / 2 - low / 2  # halves, because the difference of large numbers may be infinite
     flat = not span > 1e-12 * max(abs(low), abs(high))
     scaled = heights * 0 if flat else (heights / 2 - low / 2) / span * len(ramp)

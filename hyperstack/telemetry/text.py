@@ -23,3 +23,8 @@ def percent(x: float | None, digits: int = 2) -> str:
 def shortened(text: str, width: int) -> str:
     """`text` in at most `width` characters, with an ellipsis for what does not fit."""
     return text if len(text) <= width else text[: max(0, width - 1)] + "…"
+
+
+def printable(text: str) -> str:
+    """`text` in one line, "?" for what would steer a terminal: names in a file are not to be trusted."""
+    return "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in text)
