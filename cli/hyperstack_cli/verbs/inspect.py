@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hyperstack.telemetry.text import number, percent, shortened
-from hyperstack_cli.screen import Whole, out
+from hyperstack_cli.screen import RUN, Whole, out
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,7 +31,7 @@ TALL = 12  # levels that are shown on a terminal unless one asks for more
 
 
 @click.command(short_help="Show what the tower did in a run.", epilog=EPILOG)
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=RUN)
 @click.option(
     "--level",
     "wanted",
