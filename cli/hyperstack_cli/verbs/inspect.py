@@ -24,6 +24,9 @@ Examples:
   hyperstack inspect runs/mnist-001
   hyperstack inspect runs/mnist-001 --level 0
   hyperstack inspect runs/mnist-001 --json
+
+\b
+Exit status: 0 shown, 2 wrong input.
 """
 WIDE = 116  # columns, from which on values and hypergradients stand side by side
 MOST = 8  # parameters of the network that are shown
