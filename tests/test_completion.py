@@ -112,16 +112,20 @@ def test_bash_completes_verbs_options_and_values(path, places):
 
 
 @needs("zsh")
-def test_zsh_completes_verbs(path, tmp_path):
+def test_zsh_completes_verbs_and_values(path, places):
+    """What the function that the script registers hands to zsh's own."""
     program = """
-    autoload -U compinit && compinit -u -d "$PWD/dump"
-    compadd() { print -rl -- "$@" }
-    _describe() { print -rl -- "${(@P)2}" }
+    compdef() { registered=$1 }
+    compadd() { print -rl -- ${(P)argv[-1]} }
+    _describe() { print -rl -- ${(P)3} }
     eval "$(hyperstack completion zsh)"
-    words=(hyperstack ins); CURRENT=2
-    _hyperstack_completion
+    words=(hyperstack ins); CURRENT=2; $registered
+    words=(hyperstack inspect runs/m); CURRENT=3; $registered
+    true
     """
-    assert any(line.startswith("inspect") for line in shell("zsh", "-f", "-c", program))
+    verb, *found = shell("zsh", "-f", "-c", program)
+    assert verb.startswith("inspect:")
+    assert found == ["runs/mnist-001", "runs/mnist-002"]
 
 
 @needs("fish")
