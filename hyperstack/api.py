@@ -43,6 +43,7 @@ from hyperstack.telemetry.loop import Recording, record
 from hyperstack.telemetry.recorder import Recorder
 from hyperstack.telemetry.run import Run, load_run
 from hyperstack.telemetry.sinks import Sink
+from hyperstack.telemetry.tensorboard import TensorBoard
 from hyperstack.telemetry.tower import tower_summary
 from hyperstack.transforms import AGC as agc
 from hyperstack.transforms import TRANSFORMS, Transform
@@ -91,6 +92,7 @@ __all__ = [
     "Sink",
     "Stack",
     "StackError",
+    "TensorBoard",
     "Transform",
     "Yogi",
     "__version__",

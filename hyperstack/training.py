@@ -18,6 +18,7 @@ from hyperstack.level import scalar_dtype
 from hyperstack.optimizer import HyperOptimizer
 from hyperstack.tasks import Data, Task
 from hyperstack.telemetry.jsonl import JsonLines
+from hyperstack.telemetry.outputs import outputs
 from hyperstack.telemetry.plan import Plan
 from hyperstack.telemetry.recorder import Recorder
 from hyperstack.telemetry.runfolder import RunFolder
@@ -210,8 +211,9 @@ def train(
         if resume:
             trainer.restore(folder.read_checkpoint(data.train_inputs.device))
         recorded = trainer.steps - trainer.steps % plan.record_every
-        record = JsonLines(folder.record, after=recorded if resume else None)
-        with Recorder(trainer.opt, [record, *sinks], plan.record_every) as recorder:
+        after = recorded if resume else None
+        written = [JsonLines(folder.record, after), *outputs(plan.sinks, folder, after)]
+        with Recorder(trainer.opt, [*written, *sinks], plan.record_every) as recorder:
 
             def save() -> None:
                 recorder.fetch()  # first the rows: a checkpoint counts on every row before it
@@ -221,7 +223,7 @@ def train(
                 save()
                 after_epoch(trainer, epoch)
 
-            folder.begin(plan.as_dict())
+            folder.begin({**plan.as_dict(), "epoch_steps": trainer.batches})
             if not resume:
                 save()
             trainer.run(recorder, stop, epoch_ended)

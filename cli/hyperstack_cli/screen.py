@@ -11,8 +11,13 @@ from typing import TYPE_CHECKING, TextIO
 import click
 from rich.console import Console
 
+from hyperstack_cli.complete import RunPath
+
 if TYPE_CHECKING:
     from hyperstack.rule import Stack
+
+
+RUN = RunPath()  # the type of an argument that names a run folder, or several
 
 
 class Plain(Console):

@@ -44,7 +44,7 @@ class JsonLines(Lines):
 
     def line(self, row: list[float]) -> bytes:
         """One array."""
-        return _line(row)
+        return line_of(row)
 
     def kept(self, columns: list[str], after: int) -> int:
         """The bytes of the record up to its row of step `after`; an InputError where it has none."""
@@ -59,7 +59,7 @@ class JsonLines(Lines):
 
     def write(self, rows: Rows) -> None:
         """One line a row."""
-        lines = [_line(row) for row in rows.tolist()]
+        lines = [line_of(row) for row in rows.tolist()]
         self.put(lines)
         ends = self._end + np.cumsum([len(line) for line in lines], dtype=np.int64)
         self._end = int(ends[-1]) if len(ends) else self._end
@@ -79,7 +79,8 @@ class JsonLines(Lines):
                 self._mirror.close()
 
 
-def _line(row: list[float]) -> bytes:
+def line_of(row: list[float]) -> bytes:
+    """The line of a row."""
     step, *rest = row
     return f"[{int(step)}, {', '.join(map(_number, rest))}]\n".encode("ascii")
 
@@ -95,9 +96,9 @@ def read_record(path: str | Path) -> Record:
     path = Path(path)
     try:
         with path.open("rb") as file:
-            columns = _header(path, _text(file.readline()))
+            columns = header_of(path, text_of(file.readline()))
             start, width = file.tell(), len(columns)
-            known, end = mirror.mirrored(file, path, width, _line)
+            known, end = mirror.mirrored(file, path, width, line_of)
             file.seek(max(start, end))
             rest = _rows(path, file, width, known + 2)
             array = np.empty((width, known + len(rest)))
@@ -128,21 +129,23 @@ def _rows(path: Path, file: BinaryIO, width: int, number: int) -> NDArray[np.flo
     for at, line in enumerate(file, start=number):
         if not line.endswith(b"\n"):
             break  # what a killed run leaves
-        rows.append(_row(path, at, _text(line), width))
+        rows.append(row_of(path, at, text_of(line), width))
         if len(rows) == BLOCK:
             found.append(np.array(rows, np.float64))
             rows = []
     return np.concatenate([*found, np.array(rows, np.float64)] if rows else found)
 
 
-def _text(line: bytes) -> str:
+def text_of(line: bytes) -> str:
+    """A line as text, whatever it holds."""
     return line.decode("ascii", errors="replace")
 
 
 BLOCK = 4096
 
 
-def _header(path: Path, line: str) -> list[str]:
+def header_of(path: Path, line: str) -> list[str]:
+    """The columns that the first line of a record names; an InputError where it is none, or of a newer format."""
     try:
         header = json.loads(line)
         if header["format"] != FORMAT:
@@ -166,7 +169,8 @@ def _header(path: Path, line: str) -> list[str]:
     return columns
 
 
-def _row(path: Path, number: int, line: str, width: int) -> list[float | None]:
+def row_of(path: Path, number: int, line: str, width: int) -> list[float | None]:
+    """The numbers of line `number`; an InputError where it is damaged."""
     try:
         row = json.loads(line, parse_int=float)
     except (ValueError, RecursionError):
@@ -181,13 +185,13 @@ def _kept(path: Path, columns: list[str], after: int) -> int:
     """The bytes of a record up to its row of step `after`; an InputError where it has none."""
     with path.open("rb") as file:
         line = file.readline()
-        if _header(path, _text(line)) != columns:
+        if header_of(path, text_of(line)) != columns:
             raise InputError(f"{path} records other hyperparameters", instead="resume with the stack of the run")
         kept = len(line)
         for number, line in enumerate(file, start=2):
             kept += len(line)
             if line.endswith(b"\n"):
-                step, *_ = _row(path, number, _text(line), len(columns))
+                step, *_ = row_of(path, number, text_of(line), len(columns))
                 if step == after:
                     return kept
     raise InputError(f"{path} lacks step {after}, up to which the checkpoint counts on it", instead=ANEW)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor
@@ -61,8 +62,11 @@ class Recorder:
             self.columns += [f"{prefix}loss.{what}" for what in LOSSES if tower.levels[0].limits]
             names = tower.levels[0].names
             self.columns += [f"{prefix}@{name}.{what}" for what in tower.findings.shapes for name in names]
-        for sink in self.sinks:
-            sink.open(self.columns)
+        with ExitStack() as opened:
+            for sink in self.sinks:
+                sink.open(self.columns)
+                opened.callback(sink.close)
+            opened.pop_all()  # all or none
 
     @torch.no_grad()
     def record(self, step: int, loss: Tensor) -> None:

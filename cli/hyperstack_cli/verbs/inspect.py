@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hyperstack_cli.pictures import picture_options, show_pictures
-from hyperstack_cli.screen import Whole, out
+from hyperstack_cli.screen import RUN, Whole, out
 
 if TYPE_CHECKING:
     from hyperstack.telemetry.record import Record
@@ -28,12 +28,15 @@ Examples:
   hyperstack inspect runs/mnist-001 --json
   hyperstack inspect runs/mnist-001 --plot
   hyperstack inspect runs/mnist-001 --html run.html --png run.png
+
+\b
+Exit status: 0 shown, 2 wrong input: no such run, or it is damaged.
 """
 TALL = 12  # levels that are shown on a terminal unless one asks for more
 
 
 @click.command(short_help="Show what the tower did in a run, and what to change.", epilog=EPILOG)
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=RUN)
 @click.option(
     "--level",
     "wanted",
@@ -94,8 +97,6 @@ def command(
 
     With --plot, --png or --html the loss and the curves of each hyperparameter are drawn instead; that takes
     `pip install "hyperstack[plots]"`.
-
-    Exit status: 0 shown, 2 no such run, or it is damaged.
     """
     from hyperstack.telemetry.reading import reading
     from hyperstack.telemetry.run import load_run

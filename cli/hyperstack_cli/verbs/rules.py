@@ -25,6 +25,9 @@ Examples:
   hyperstack rules
   hyperstack rules Adam
   hyperstack rules --json
+
+\b
+Exit status: 0 listed, 2 there is no such rule.
 """
 
 
