@@ -25,15 +25,19 @@ WIDTHS = (80, 140)
 HEIGHT = 50
 COLOUR = re.compile(r"\x1b\[[\d;]*m")
 COURSE = re.compile(r"[▁▂▃▄▅▆▇█]+(?: +[▁▂▃▄▅▆▇█]+)*|━+")
-TRAIN = "hyperstack train mnist --epochs 2"
+TRAIN = "hyperstack train mnist"
 
 
 @dataclass(frozen=True)
 class Screen:
-    """What is shown: a command, and what is said of it. `beside`: a command that runs meanwhile, in `folder`."""
+    """What is shown: a command, and what is said of it.
+
+    `before`: commands that run first, unseen. `beside`: one that runs meanwhile, in `folder`.
+    """
 
     about: str
     command: str
+    before: tuple[str, ...] = ()
     beside: str = ""
     folder: str = ""
 
@@ -43,13 +47,23 @@ SCREENS = (
     Screen(
         "`train` shows the tower at work: value, hypergradient and clip factor of each hyperparameter after the latest "
         "step, and below the result.",
-        f'{TRAIN} --stack "Adam / SGD(1e-4, clip)" --out runs/clipped',
+        f'{TRAIN} --epochs 2 --stack "Adam / SGD(1e-4, clip)" --out runs/clipped',
     ),
     Screen("`inspect` shows what happened to each hyperparameter.", "hyperstack inspect runs/clipped"),
     Screen(
+        "`compare` shows runs side by side, here three seeds each of two stacks, one epoch long. Level 1's rate is too "
+        "high for the stack without `clip`.",
+        "hyperstack compare runs/compared",
+        before=tuple(
+            f'{TRAIN} --epochs 1 --stack "{stack}" --seed {seed} --out runs/compared/{name}-{seed} --quiet'
+            for name, stack in (("clip", "Adam / SGD(1e-3, clip)"), ("plain", "Adam / SGD(1e-3)"))
+            for seed in range(3)
+        ),
+    ),
+    Screen(
         "`watch` follows the run of another process, here one that trained meanwhile; this is its last view.",
         "hyperstack watch runs/watched",
-        beside=f"{TRAIN} --seed 1 --out runs/watched --quiet",
+        beside=f"{TRAIN} --epochs 2 --seed 1 --out runs/watched --quiet",
         folder="runs/watched",
     ),
 )
@@ -78,6 +92,8 @@ def recorded(width: int) -> list[str]:
     found = []
     with tempfile.TemporaryDirectory() as folder:
         for screen in SCREENS:
+            for command in screen.before:
+                subprocess.run(shlex.split(command), cwd=folder, stdout=subprocess.DEVNULL, check=True)
             beside = started(screen, Path(folder))
             written = picture.run(shlex.split(screen.command), folder, width, HEIGHT)
             if beside and beside.wait():

@@ -18,8 +18,11 @@ from hyperstack.hyperparameter import (
     per_tensor,
     square,
 )
+from hyperstack.loop import Recording, record
 from hyperstack.numerics import huberize
 from hyperstack.optimizer import HyperOptimizer
+from hyperstack.reports.run import Run, load_run
+from hyperstack.reports.tower import tower_summary
 from hyperstack.rule import RULES, Option, Rule, Stack
 from hyperstack.rules import (
     ALRC,
@@ -39,12 +42,9 @@ from hyperstack.rules import (
 )
 from hyperstack.telemetry.csvfile import CSV
 from hyperstack.telemetry.jsonl import JsonLines
-from hyperstack.telemetry.loop import Recording, record
 from hyperstack.telemetry.recorder import Recorder
-from hyperstack.telemetry.run import Run, load_run
 from hyperstack.telemetry.sinks import Sink
 from hyperstack.telemetry.tensorboard import TensorBoard
-from hyperstack.telemetry.tower import tower_summary
 from hyperstack.transforms import AGC as agc
 from hyperstack.transforms import TRANSFORMS, Transform
 from hyperstack.transforms import Adaptive as adaptive

@@ -13,9 +13,9 @@ from toy import BATCHES, STACK, Toy, assert_same_run, command, contents, ok, sam
 
 import hyperstack as hs
 from hyperstack import tasks
+from hyperstack.reports.text import number, percent, shortened
 from hyperstack.telemetry.jsonl import read_record
 from hyperstack.telemetry.runfolder import RunFolder
-from hyperstack.telemetry.text import number, percent, shortened
 from hyperstack.wrapper import WRAPPERS
 from hyperstack_cli.interrupt import Interrupt
 from hyperstack_cli.main import cli

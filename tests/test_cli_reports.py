@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from toy import command, contents, ok
 
+from hyperstack.reports.statistics import statistics
 from hyperstack.telemetry.jsonl import read_record
 from hyperstack.telemetry.runfolder import RunFolder
-from hyperstack.telemetry.statistics import statistics
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 

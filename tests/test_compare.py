@@ -16,15 +16,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy import command, contents, ok
 
-from hyperstack.telemetry.curves import Curves
-from hyperstack.telemetry.groups import best, difference, grouped, letter
+from hyperstack.reports.curves import Curves
+from hyperstack.reports.groups import best, difference, grouped, letter
+from hyperstack.reports.marks import TOKEN, marked
+from hyperstack.reports.run import load_run
+from hyperstack.reports.spread import Spread
+from hyperstack.reports.statistics import statistics
 from hyperstack.telemetry.jsonl import JsonLines
-from hyperstack.telemetry.marks import TOKEN, marked
 from hyperstack.telemetry.record import Record
-from hyperstack.telemetry.run import load_run
 from hyperstack.telemetry.runfolder import RunFolder
-from hyperstack.telemetry.spread import Spread
-from hyperstack.telemetry.statistics import statistics
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
@@ -395,7 +395,7 @@ def test_a_run_that_was_killed(tmp_path, runs):
 
 
 def test_a_run_that_is_deleted_meanwhile(runs, monkeypatch):
-    from hyperstack.telemetry import run as module
+    from hyperstack.reports import run as module
 
     read = module.last_written
 

@@ -226,7 +226,8 @@ def test_every_page_is_linked_from_the_readme():
 
 def test_the_map_names_every_file():
     tree = next(block["body"] for block in blocks(ROOT / "README.md", "text") if "hyperstack/" in block["body"])
-    for folder in ("hyperstack", "hyperstack/telemetry", "cli/hyperstack_cli", "examples", "docs"):
+    packages = ("hyperstack", "hyperstack/telemetry", "hyperstack/reports", "cli/hyperstack_cli")
+    for folder in (*packages, "examples", "docs"):
         for path in (ROOT / folder).iterdir():
             if path.suffix in (".py", ".md", ".svg", "") and not path.name.startswith(("_", ".")):
                 assert path.name in tree, f"the README's map lacks {name_of(path)}"

@@ -14,13 +14,13 @@ from rich.console import Console
 from toy import command, contents, ok
 
 import hyperstack as hs
-from hyperstack.telemetry.grid import Field, grid, wrapped
+from hyperstack.reports.grid import Field, grid, wrapped
+from hyperstack.reports.reading import reading
+from hyperstack.reports.run import load_run
+from hyperstack.reports.statistics import statistics, tensor_statistics
+from hyperstack.reports.text import number, percent
+from hyperstack.reports.view import View
 from hyperstack.telemetry.jsonl import JsonLines
-from hyperstack.telemetry.reading import reading
-from hyperstack.telemetry.run import load_run
-from hyperstack.telemetry.statistics import statistics, tensor_statistics
-from hyperstack.telemetry.text import number, percent
-from hyperstack.telemetry.view import View
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 WIDTHS = (1, 8, 20, 40, 60, 80, 140)

@@ -10,7 +10,7 @@ import torch
 from toy import contents
 
 import hyperstack as hs
-from hyperstack.telemetry.run import levels
+from hyperstack.reports.run import levels
 from hyperstack.telemetry.runfolder import RunFolder
 
 STACK = "Adam(0.01) / SGD(0.001, clip)"
@@ -194,8 +194,8 @@ def test_reading_a_run_needs_no_torch(tmp_path):
     loop(tmp_path / "run")[2].close()
     code = f"""
 import sys
-from hyperstack.telemetry.run import load_run
-from hyperstack.telemetry.statistics import statistics
+from hyperstack.reports.run import load_run
+from hyperstack.reports.statistics import statistics
 assert statistics(load_run({str(tmp_path / "run")!r}).record)["0.lr"].first > 0
 sys.exit("torch" in sys.modules)
 """

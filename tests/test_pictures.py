@@ -20,13 +20,13 @@ from hypothesis import strategies as st
 from toy import command, contents, ok
 
 from hyperstack.errors import InputError
-from hyperstack.telemetry import figure, page, sections, terminal
-from hyperstack.telemetry.markup import Html, element, joined
-from hyperstack.telemetry.panels import POINTS, Line, Panel, drawable, panels, reduced
+from hyperstack.reports import figure, page, sections, terminal
+from hyperstack.reports.markup import Html, element, joined
+from hyperstack.reports.panels import POINTS, Line, Panel, drawable, panels, reduced
+from hyperstack.reports.run import Run, load_run
+from hyperstack.reports.statistics import statistics
+from hyperstack.reports.text import number
 from hyperstack.telemetry.record import Record
-from hyperstack.telemetry.run import Run, load_run
-from hyperstack.telemetry.statistics import statistics
-from hyperstack.telemetry.text import number
 from hyperstack_cli import pictures
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

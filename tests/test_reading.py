@@ -5,10 +5,11 @@ import pytest
 import torch
 
 import hyperstack as hs
-from hyperstack.telemetry.leveltext import clips, per_tensor
-from hyperstack.telemetry.reading import BLOCKS, RISEN, SURE, Remark, key_above, loss_rise, reading
+from hyperstack.reports.evidence import BLOCKS, RISEN, key_above, loss_rise
+from hyperstack.reports.leveltext import clips, per_tensor
+from hyperstack.reports.reading import SURE, Remark, reading
+from hyperstack.reports.text import number
 from hyperstack.telemetry.record import Record
-from hyperstack.telemetry.text import number
 
 N = 400
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from toy import command, contents, ok
 
 from hyperstack.errors import InputError
-from hyperstack.telemetry.listing import STATES, listed, resembles
+from hyperstack.reports.listing import STATES, listed, resembles
 from hyperstack.telemetry.runfolder import RunFolder
 from hyperstack.telemetry.sinks import _lock
 from hyperstack_cli.verbs import runs as verb

@@ -15,14 +15,14 @@ from toy import contents
 import hyperstack as hs
 from hyperstack import buffers
 from hyperstack.errors import InputError, RunError
+from hyperstack.reports.series import ASCII, BLOCKS, binned, sparkline
+from hyperstack.reports.statistics import statistics, tensor_statistics
 from hyperstack.telemetry.jsonl import JsonLines, read_record
 from hyperstack.telemetry.mirror import beside
 from hyperstack.telemetry.plan import Plan
 from hyperstack.telemetry.record import Record
 from hyperstack.telemetry.recorder import Recorder
 from hyperstack.telemetry.runfolder import RunFolder
-from hyperstack.telemetry.series import ASCII, BLOCKS, binned, sparkline
-from hyperstack.telemetry.statistics import statistics, tensor_statistics
 
 COLUMNS = ["step", "loss", "0.lr.value", "0.lr.grad", "0.lr.clip"]
 ROWS = np.array(

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from hyperstack.telemetry.curves import Curves
-from hyperstack.telemetry.groups import Group, best, difference
-from hyperstack.telemetry.marks import Pieces, marked
-from hyperstack.telemetry.text import number, printable, shortened
+from hyperstack.reports.curves import Curves
+from hyperstack.reports.groups import Group, best, difference
+from hyperstack.reports.marks import Pieces, marked
+from hyperstack.reports.text import number, printable, shortened
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from hyperstack.telemetry.spread import Spread
+    from hyperstack.reports.spread import Spread
 
 GAP = 2  # between columns
 LABEL = 12  # width of the names of the rows, indented

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from rich.live import Live
 from rich.text import Text
 
-from hyperstack.telemetry.text import number, percent
+from hyperstack.reports.text import number, percent
 from hyperstack_cli.screen import err, silence
 from hyperstack_cli.tower import TowerView, headline
 

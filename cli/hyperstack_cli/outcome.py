@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hyperstack.telemetry.text import number, percent
+from hyperstack.reports.text import number, percent
 
 
 def outcome(summary: Mapping[str, Any], plan: Mapping[str, Any], path: Path) -> list[str]:

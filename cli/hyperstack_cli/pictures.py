@@ -15,7 +15,7 @@ import click
 from hyperstack_cli.screen import err, out
 
 if TYPE_CHECKING:
-    from hyperstack.telemetry.run import Run
+    from hyperstack.reports.run import Run
 
 HIGH = 18  # lines of a plot in the terminal
 
@@ -48,12 +48,12 @@ def show_pictures(
 ) -> bool:
     """Draw runs, each with its label, as these options say; whether there was any to carry out.
 
-    keys, log: as for `hyperstack.telemetry.panels.panels`. sentences: what the figures say, for the page.
+    keys, log: as for `hyperstack.reports.panels.panels`. sentences: what the figures say, for the page.
 
     Raises InputError where a file exists already or what draws is not installed, RunError where the disk is full;
     then no file is left behind.
     """
-    from hyperstack.telemetry.panels import panels
+    from hyperstack.reports.panels import panels
 
     files = [file for file in (png, html) if file is not None]
     _check_free(files)
@@ -61,17 +61,17 @@ def show_pictures(
         shown = panels(runs, keys, log)
     contents: dict[Path, bytes] = {}
     if png is not None:
-        from hyperstack.telemetry import figure
+        from hyperstack.reports import figure
 
         buffer = io.BytesIO()
         figure.png(shown, buffer)
         contents[png] = buffer.getvalue()
     if html is not None:
-        from hyperstack.telemetry.page import report
+        from hyperstack.reports.page import report
 
         contents[html] = report(runs, keys, log, sentences).encode()
     if plot:
-        from hyperstack.telemetry import terminal
+        from hyperstack.reports import terminal
 
         screen = out()
         color = screen.is_terminal and not screen.no_color and screen.color_system is not None

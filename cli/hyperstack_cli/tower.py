@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -12,9 +11,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from hyperstack.reports.leveltext import clips, rule_name
+from hyperstack.reports.run import levels
+from hyperstack.reports.text import number, shortened
 from hyperstack.telemetry.record import parts
-from hyperstack.telemetry.run import levels
-from hyperstack.telemetry.text import number, shortened
 
 if TYPE_CHECKING:
     from hyperstack.telemetry.record import Column
@@ -39,8 +39,8 @@ class TowerView:
         self.console, self.steps = console, steps
         self.batch_size = plan.get("batch_size")
         texts = levels(plan["stack"]) if len(plan.get("stacks", [])) < 2 else []
-        self.names = [text.partition("(")[0] for text in texts]
-        self.clips = [_clips(text) for text in texts[1:]] + [False]  # by the level that is clipped
+        self.names = [rule_name(text) for text in texts]
+        self.clips = [clips(text) for text in texts[1:]] + [False]  # by the level that is clipped
         self.started: tuple[float, float] | None = None
 
     def draw(self, row: Mapping[str, float], past: Mapping[str, Column] | None = None) -> Group:
@@ -99,7 +99,7 @@ class TowerView:
         return table
 
     def _line(self, values: Column, width: int) -> str:
-        from hyperstack.telemetry.series import sparkline
+        from hyperstack.reports.series import sparkline
 
         return sparkline(values, width, ascii_only=self.console.options.ascii_only)
 
@@ -109,19 +109,6 @@ class TowerView:
         level = parts(key)[1]
         clipped = self.clips[level] if level < len(self.clips) else clip < 1
         return number(value), number(grad, 3), f"x {clip:.2f}" if clipped else ""
-
-
-def _clips(level: str) -> bool:
-    """Whether a level, as text, clips what it receives."""
-    try:
-        call = ast.parse(level, mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
-    if not isinstance(call, ast.Call):
-        return False
-    flag = any(isinstance(a, ast.Name) and a.id == "clip" for a in call.args)
-    given = [k.value for k in call.keywords if k.arg == "clip"]
-    return flag or any(not (isinstance(v, ast.Constant) and v.value is False) for v in given)
 
 
 def _clock(seconds: float) -> str:

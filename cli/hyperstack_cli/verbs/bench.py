@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import click
 
-from hyperstack.telemetry.text import number
+from hyperstack.reports.text import number
 from hyperstack_cli.screen import out
 
 WORKLOADS = ("mnist", "gpt", "resnet")

@@ -12,17 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hyperstack_cli.screen import err, out
+from hyperstack_cli.pictures import picture_options, show_pictures
+from hyperstack_cli.screen import RUN, err, out
+from hyperstack_cli.selection import chosen, key_option, steps_option
 
 if TYPE_CHECKING:
-    from hyperstack.telemetry.groups import Group
-    from hyperstack.telemetry.run import Run
+    from hyperstack.reports.groups import Group
+    from hyperstack.reports.run import Run
 
 EPILOG = """\b
 Examples:
   hyperstack compare runs/mnist-001 runs/mnist-002
   hyperstack compare runs --sort error
   hyperstack compare runs --key "0.*" --steps 100:
+  hyperstack compare runs --plot --key lr
+  hyperstack compare runs --html compared.html
   hyperstack compare runs --json
 
 \b
@@ -31,42 +35,20 @@ that none has.
 """
 
 
-class Steps(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.3 on
-    """A range of steps: A:B, A: or :B."""
-
-    name = "range"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int | None, int | None]:
-        """The first and the last step, None where it is open."""
-        if isinstance(value, tuple):
-            return value
-        match = re.fullmatch(r"(\d{0,15}):(\d{0,15})", str(value), re.ASCII)
-        first, last = (int(text) if text else None for text in match.groups()) if match else (1, 0)
-        if first is not None and last is not None and first > last:
-            self.fail(f"{str(value)!r} is no range of steps: write 100:200, 100: or :200.", param, ctx)
-        return first, last
-
-
 @click.command(short_help="Show runs side by side.", epilog=EPILOG)
-@click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
-@click.option(
-    "--key",
-    "wanted",
-    multiple=True,
-    metavar="KEY",
-    help='Only this hyperparameter, "0.lr", or these, "0.*"; repeatable.',
-)
-@click.option("--steps", "span", type=Steps(), metavar="A:B", help="Only what steps A to B recorded; also A: or :B.")
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=RUN)
+@key_option
+@steps_option
 @click.option("--sort", type=click.Choice(["error", "time", "name"]), help="Order of the groups.  [default: as given]")
 @click.option("--json", "as_json", is_flag=True, help="The same as JSON, for programs.")
+@picture_options
 def command(
     runs: tuple[Path, ...],
-    wanted: tuple[str, ...],
+    patterns: tuple[str, ...],
     span: tuple[int | None, int | None] | None,
     sort: str | None,
     as_json: bool,
+    **pictures: Any,
 ) -> None:
     """Show each RUN, a run folder or a folder of such, beside the others.
 
@@ -86,13 +68,20 @@ def command(
     |grad|      absolute hypergradient before clipping: its median over the
                 steps, and the largest of any run
     clipped     the share of steps in which clipping made it smaller
+
+    With --plot, --png or --html the losses and the curves of each hyperparameter are drawn over each other instead;
+    that takes `pip install "hyperstack[plots]"`.
     """
-    from hyperstack.telemetry.groups import best, grouped, keys_of
+    from hyperstack.reports.groups import best, grouped, keys_of
     from hyperstack_cli.comparison import Comparison, remarks
 
     found, left_out = _read(runs)
     groups = grouped(_cut(found, span) if span else found, sort)
-    keys = _chosen(keys_of(groups), wanted)
+    keys = chosen(keys_of(groups), patterns)
+    labelled = [pair for group in groups for pair in group.labelled]
+    drawn = show_pictures(labelled, keys if patterns else None, log=True, sentences=remarks(groups), **pictures)
+    if drawn and not as_json:
+        return
     if as_json:
         content: dict[str, Any] = {"groups": [_group(group, keys) for group in groups]}
         content |= {"best": [group.letter for group in best(groups)], "remarks": remarks(groups)}
@@ -112,7 +101,7 @@ def command(
 def _read(paths: Sequence[Path]) -> tuple[list[Run], dict[str, str]]:
     """The runs, each once, and what lies in folders of runs and cannot be read, with the reason."""
     from hyperstack.errors import InputError
-    from hyperstack.telemetry.listing import listed
+    from hyperstack.reports.listing import listed
     from hyperstack.telemetry.runfolder import RunFolder
 
     found: dict[Path, Run] = {}
@@ -141,7 +130,7 @@ def _read(paths: Sequence[Path]) -> tuple[list[Run], dict[str, str]]:
 def _load(path: Path) -> Run:
     """A run; an InputError also where its files disappear while it is read."""
     from hyperstack.errors import InputError
-    from hyperstack.telemetry.run import load_run
+    from hyperstack.reports.run import load_run
 
     try:
         return load_run(path)
@@ -162,21 +151,6 @@ def _cut(runs: list[Run], span: tuple[int | None, int | None]) -> list[Run]:
         last = max((int(run.record.steps[-1]) for run in runs if len(run.record)), default=0)
         raise InputError("no run has recorded any of these steps", instead=f"the last recorded step is {last}")
     return cut
-
-
-def _chosen(keys: list[str], wanted: tuple[str, ...]) -> list[str]:
-    """The keys that match any of these patterns, all where there are none."""
-    import difflib
-    from fnmatch import fnmatchcase
-
-    from hyperstack.errors import InputError
-
-    for pattern in wanted:
-        if not any(fnmatchcase(key, pattern) for key in keys):
-            near = difflib.get_close_matches(pattern, keys, n=1, cutoff=0.4)
-            known = f"did you mean {near[0]}?" if near else f"there are {', '.join(keys[:12]) or 'none'}"
-            raise InputError(f"no hyperparameter is called {pattern}", instead=known)
-    return [key for key in keys if not wanted or any(fnmatchcase(key, pattern) for pattern in wanted)]
 
 
 def _group(group: Group, keys: list[str]) -> dict[str, Any]:

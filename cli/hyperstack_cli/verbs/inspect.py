@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import fnmatch
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,10 +12,11 @@ import click
 
 from hyperstack_cli.pictures import picture_options, show_pictures
 from hyperstack_cli.screen import RUN, Whole, out
+from hyperstack_cli.selection import chosen, key_option, steps_option
 
 if TYPE_CHECKING:
+    from hyperstack.reports.run import Run
     from hyperstack.telemetry.record import Record
-    from hyperstack.telemetry.run import Run
 
 EPILOG = """\b
 Examples:
@@ -45,20 +44,8 @@ TALL = 12  # levels that are shown on a terminal unless one asks for more
     metavar="K",
     help="Only level K, counted from 0; may be given several times.",
 )
-@click.option(
-    "--key",
-    "patterns",
-    multiple=True,
-    metavar="KEY",
-    help="Only this hyperparameter, such as 0.lr, or lr on every level; * and ? stand for anything. May be given "
-    "several times.",
-)
-@click.option(
-    "--steps",
-    "span",
-    metavar="A:B",
-    help="Only steps A to B, both included; A: is from A on, :B is up to B. Everything is worked out from these.",
-)
+@key_option
+@steps_option
 @click.option("--log/--linear", default=True, help="The scale of the hypergradients' curves; --log if not given.")
 @click.option("--json", "as_json", is_flag=True, help="The same as JSON, for programs, with every sentence.")
 @picture_options
@@ -66,7 +53,7 @@ def command(
     run: Path,
     wanted: tuple[int, ...],
     patterns: tuple[str, ...],
-    span: str | None,
+    span: tuple[int | None, int | None] | None,
     log: bool,
     as_json: bool,
     **pictures: Any,
@@ -98,9 +85,9 @@ def command(
     With --plot, --png or --html the loss and the curves of each hyperparameter are drawn instead; that takes
     `pip install "hyperstack[plots]"`.
     """
-    from hyperstack.telemetry.reading import reading
-    from hyperstack.telemetry.run import load_run
-    from hyperstack.telemetry.view import View
+    from hyperstack.reports.reading import reading
+    from hyperstack.reports.run import load_run
+    from hyperstack.reports.view import View
 
     found = load_run(run)
     record = _between(found, span)
@@ -127,46 +114,26 @@ def _chosen(run: Run, wanted: Sequence[int], patterns: Sequence[str]) -> list[st
     height = max([len(run.levels), *(parts(key)[1] + 1 for key in known)])
     if beyond := [k for k in wanted if k >= height]:
         raise InputError(f"there is no level {beyond[0]}", instead=f"the levels are 0 to {height - 1}")
-    keys = [key for key in known if not wanted or parts(key)[1] in wanted]
-    matched: set[str] = set()
-    for pattern in patterns:
-        these = [key for key in known if fnmatch.fnmatchcase(key, pattern) or parts(key)[2] == pattern]
-        if not these:
-            close = difflib.get_close_matches(pattern, known, n=1, cutoff=0.3)
-            instead = f"did you mean {close[0]}? " if close else ""
-            listed = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
-            raise InputError(
-                f"no hyperparameter is called {pattern!r}", instead=f"{instead}there are {listed or 'none'}"
-            )
-        matched |= {*these}
-    return [key for key in keys if not patterns or key in matched]
+    return [key for key in chosen(known, patterns) if not wanted or parts(key)[1] in wanted]
 
 
-def _between(run: Run, span: str | None) -> Record:
-    """The rows of the steps `A:B`."""
+def _between(run: Run, span: tuple[int | None, int | None] | None) -> Record:
+    """The rows of these steps."""
     from hyperstack.errors import InputError
 
     if span is None:
         return run.record
-    first, colon, last = (part.strip() for part in span.partition(":"))
-    try:
-        low, high = (int(end) if end else None for end in (first, last))
-    except ValueError:
-        colon = ""
-    if not colon or not (first or last):
-        raise InputError(f"--steps {span!r} is no range of steps", instead="write 100:200, 100: or :200")
-    record = run.record.between(low, high)
+    record = run.record.between(*span)
     if not len(record) and len(run.record):
         steps = run.record.steps
-        raise InputError(
-            f"no step was recorded in {span}", instead=f"the record goes from {steps[0]:.0f} to {steps[-1]:.0f}"
-        )
+        ends = f"the record goes from {steps[0]:.0f} to {steps[-1]:.0f}"
+        raise InputError("none of these steps was recorded", instead=ends)
     return record
 
 
 def _plain(run: Run, record: Record, keys: Sequence[str]) -> dict[str, object]:
-    from hyperstack.telemetry.reading import reading
-    from hyperstack.telemetry.statistics import statistics, tensor_statistics
+    from hyperstack.reports.reading import reading
+    from hyperstack.reports.statistics import statistics, tensor_statistics
 
     steps, found = record.steps, statistics(record)
     return {

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from hyperstack.telemetry.text import number
+from hyperstack.reports.text import number
 from hyperstack_cli.screen import out
 
 if TYPE_CHECKING:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hyperstack.telemetry.text import percent, printable, shortened
+from hyperstack.reports.text import percent, printable, shortened
 from hyperstack_cli.screen import Whole, out
 
 if TYPE_CHECKING:
-    from hyperstack.telemetry.listing import Entry
+    from hyperstack.reports.listing import Entry
 
 EPILOG = """\b
 Examples:
@@ -60,7 +60,7 @@ def command(
     Numbers in --stack may be written in any way: 1e-5 is 0.00001. Links are not followed, and hidden folders not
     looked into. Records are not read, so that long lists come at once.
     """
-    from hyperstack.telemetry.listing import listed, resembles
+    from hyperstack.reports.listing import listed, resembles
 
     every = listed(folder)
     found = [

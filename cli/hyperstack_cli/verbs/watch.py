@@ -186,7 +186,7 @@ class _Lines:
 
     def end(self, follower: Follower) -> None:
         """A line, where there is something new."""
-        from hyperstack.telemetry.text import number
+        from hyperstack.reports.text import number
 
         row = follower.last
         if not row or row["step"] == self.step:

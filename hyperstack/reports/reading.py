@@ -11,22 +11,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hyperstack.telemetry.record import Column, Record, parts
-from hyperstack.telemetry.run import Run
-from hyperstack.telemetry.statistics import Statistics, finite, statistics, tensor_statistics
-from hyperstack.telemetry.text import number, percent
+from hyperstack.reports.evidence import SHARES, Evidence, by_level, distances, growth, key_above, movement, within
+from hyperstack.reports.run import Run
+from hyperstack.reports.statistics import Statistics, finite, tensor_statistics
+from hyperstack.reports.text import number, percent
+from hyperstack.telemetry.record import Record, parts
 
 FEWEST = 20  # recorded steps, below which nothing is concluded from how a series goes on
-BLOCKS = 20  # parts of a run whose mean losses are compared: short enough to see a rise, long enough to average
 SURE = 4.0  # standard errors: one false alarm in ten thousand, so that the many keys of a run bring none
-RISEN = 5.0  # the same for losses, of which the lowest of many means is looked for
-SMALLEST = 10  # steps in such a part: fewer do not tell a standard error
 CLIPPED = 0.5  # share of steps: where most are clipped, the threshold and not the gradient sets the step
 EDGE, NEARER = 1e-3, 0.1  # as close to 0 or 1 as that, and so much closer than at the start, little can be learned
 MOVED = 1e-3  # relative change, below which what is learned could as well be a number in the stack
 UNSETTLED, LATE = 0.1, 0.1  # relative change within the last tenth of the steps
 CRUSHED = 0.1  # mean factor: what is clipped as far as that does not move because of the clip
-SHARES = ("beta1", "beta2", "momentum", "alpha", "dampening")  # what has 0 and 1 as its edges
 
 
 @dataclass(frozen=True)
@@ -43,52 +40,6 @@ class Remark:
     def as_dict(self) -> dict[str, int | str]:
         """Plain values, ready for JSON."""
         return {"severity": self.severity, "key": self.key, "sentence": self.sentence}
-
-
-@dataclass(frozen=True)
-class Rise:
-    """A loss that rose: its mean before, in the lowest part, which ended with `step`, and in the last one."""
-
-    step: int
-    before: float
-    after: float
-
-
-class Evidence:
-    """What the rules look at: a record, with what is worked out of it once."""
-
-    def __init__(
-        self,
-        record: Record,
-        diverged: bool | None = None,
-        height: int = 0,
-        found: dict[str, Statistics] | None = None,
-    ) -> None:
-        """Of a stack of `height` levels, where that is known: the rate of the highest may be fixed, without a key."""
-        self.record = record
-        self.statistics = statistics(record) if found is None else found
-        top: dict[str, int] = {}
-        for key in record.keys:
-            prefix, level, _ = parts(key)
-            top[prefix] = max(top.get(prefix, height - 1), level)
-        self.learned = [key for key in record.keys if parts(key)[1] < top[parts(key)[0]]]
-        self.diverged = _ended_without_numbers(record) if diverged is None else diverged
-        self.rise = None if self.diverged else loss_rise(record)
-
-    def column(self, key: str, what: str) -> Column:
-        """The column `what` of a hyperparameter: "value", "grad" or "clip"."""
-        return self.record.columns[f"{key}.{what}"]
-
-    def rate_above(self, key: str) -> str:
-        """The key of the learning rate that moves `key`, with the value that it had last where that is known."""
-        above = key_above(key)
-        found = self.statistics.get(above)
-        return above if found is None or found.last is None else f"{above} = {number(found.last)}"
-
-    def cure(self, key: str) -> str:
-        """A tenth of the rate above, as a number where that is known."""
-        found = self.statistics.get(key_above(key))
-        return "try a tenth" if found is None or not found.last else f"try a tenth, {number(found.last / 10)}"
 
 
 def reading(
@@ -112,12 +63,6 @@ def reading(
     return sorted(remarks, key=lambda remark: -remark.severity)
 
 
-def key_above(key: str) -> str:
-    """The key of the learning rate of the level that learns `key`: "1.lr" for "0.beta1"."""
-    prefix, level, _ = parts(key)
-    return f"{prefix}.{level + 1}.lr" if prefix else f"{level + 1}.lr"
-
-
 # ---- the rules
 
 
@@ -132,9 +77,9 @@ def diverged(e: Evidence) -> Iterator[Remark]:
         return
     last = int(known[-1])
     text = f"diverged: the last finite loss was {number(loss[last])}, at step {steps[last]:.0f}"
-    grown = [key for key in e.learned if parts(key)[2] == "lr" and _growth(e, key, last) > 10]
+    grown = [key for key in e.learned if parts(key)[2] == "lr" and growth(e, key, last) > 10]
     if grown:
-        key = max(grown, key=lambda k: _growth(e, k, last))
+        key = max(grown, key=lambda k: growth(e, k, last))
         values = e.column(key, "value")
         text += (
             f"; {key} had gone from {number(values[0])} to {number(values[last])} by then: "
@@ -211,7 +156,7 @@ def saturated(e: Evidence) -> Iterator[Remark]:
     """What came so close to an edge of its domain that it hardly leaves it again."""
     for key in e.learned:
         values = e.column(key, "value")
-        if parts(key)[2] not in SHARES or len(values) < FEWEST or not _within(values):
+        if parts(key)[2] not in SHARES or len(values) < FEWEST or not within(values):
             continue
         for edge, distance in ((0, values), (1, 1 - values)):
             limit = min(EDGE, NEARER * float(distance[0]))
@@ -260,7 +205,7 @@ def tensors_clipped(e: Evidence) -> Iterator[Remark]:
 
 def dead(e: Evidence) -> Iterator[Remark]:
     """Hypergradients that are 0 throughout."""
-    for group in _by_level(key for key in e.learned if len(e.record) >= FEWEST and e.statistics[key].grad_max == 0):
+    for group in by_level(key for key in e.learned if len(e.record) >= FEWEST and e.statistics[key].grad_max == 0):
         fixed = ", ".join(f"{parts(key)[2]}=fixed({number(e.statistics[key].last)})" for key in group)
         yield Remark(
             1,
@@ -277,7 +222,7 @@ def hardly_moved(e: Evidence) -> Iterator[Remark]:
         crushed = (s.clipped or 0) > CLIPPED and (s.factor or 0) < CRUSHED
         return bool(s.grad_max) and not crushed and 0 <= movement(key, e.column(key, "value")) < MOVED
 
-    for group in _by_level(key for key in e.learned if len(e.record) >= FEWEST and idle(key)):
+    for group in by_level(key for key in e.learned if len(e.record) >= FEWEST and idle(key)):
         most = max(movement(key, e.column(key, "value")) for key in group)
         names = ", ".join(f"{parts(key)[2]}=fixed({number(e.statistics[key].first)})" for key in group)
         yield Remark(
@@ -297,7 +242,7 @@ def still_moving(e: Evidence) -> Iterator[Remark]:
         values = e.column(key, "value")[late - 1 :]
         if parts(key)[2] == "lr" and (e.statistics[key].min or 0) < 0:
             continue
-        found = _distances(key, values)
+        found = distances(key, values)
         start, middle, end = found[0], found[len(found) // 2], found[-1]
         onward = min(start, end) < middle < max(start, end)
         if onward and abs(end - start) > UNSETTLED * abs(start) > 0:
@@ -322,62 +267,3 @@ RULES: Sequence[Callable[[Evidence], Iterator[Remark]]] = (
     tensors_clipped,
     hardly_moved,
 )
-
-
-# ---- what they go by
-
-
-def loss_rise(record: Record) -> Rise | None:
-    """Whether the loss ended higher than it was, by more than the standard errors of the means explain."""
-    loss, steps = record.columns["loss"], record.steps
-    known = np.isfinite(loss)
-    loss, steps = loss[known], steps[known]
-    size = len(loss) // BLOCKS
-    if size < SMALLEST:
-        return None
-    start = len(loss) - size * BLOCKS
-    blocks = loss[start:].reshape(BLOCKS, size)
-    means, errors = blocks.mean(axis=1), blocks.std(axis=1, ddof=1) / np.sqrt(size)
-    errors = np.maximum(errors, np.median(errors))  # one that is small by chance is not taken at its word
-    lowest = int(np.argmin(means))
-    if not means[-1] - means[lowest] > RISEN * np.hypot(errors[-1], errors[lowest]):
-        return None
-    last = int(steps[start + (lowest + 1) * size - 1])
-    return Rise(last, float(means[lowest]), float(means[-1]))
-
-
-def movement(key: str, values: Column) -> float:
-    """The largest relative change from the first value; for what has an edge at 1, of its distance from there."""
-    found = finite(_distances(key, values))
-    if not len(found) or found[0] == 0:
-        return float("inf") if len(found) and found.any() else 0.0
-    return float(max(found.max() - found[0], found[0] - found.min()) / abs(found[0]))
-
-
-def _distances(key: str, values: Column) -> Column:
-    """From the nearer edge, where there is one at 1."""
-    near_1 = parts(key)[2] in SHARES and _within(values) and values[0] > 0.5
-    return 1 - values if near_1 else values
-
-
-def _within(values: Column) -> bool:
-    return bool(len(values) and values.min() >= 0 and values.max() <= 1)  # not so where there is a NaN
-
-
-def _growth(e: Evidence, key: str, row: int) -> float:
-    values = e.column(key, "value")
-    return abs(float(values[row] / values[0])) if values[0] else 0.0
-
-
-def _ended_without_numbers(record: Record) -> bool:
-    """A loss that is not told is NaN, too: only with hypergradients that are not finite does it mean anything."""
-    if not len(record) or np.isfinite(record.columns["loss"][-1]):
-        return False
-    return any(not np.isfinite(record.columns[f"{key}.grad"][-1]) for key in record.keys)
-
-
-def _by_level(keys: Iterator[str]) -> list[list[str]]:
-    found: dict[str, list[str]] = {}
-    for key in keys:
-        found.setdefault(key_above(key), []).append(key)
-    return list(found.values())

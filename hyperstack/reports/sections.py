@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hyperstack.telemetry import figure
-from hyperstack.telemetry.markup import Html, element, joined
-from hyperstack.telemetry.panels import Panel
+from hyperstack.reports import figure
+from hyperstack.reports.markup import Html, element, joined
+from hyperstack.reports.panels import Panel
+from hyperstack.reports.statistics import Statistics, TensorStatistics, statistics, tensor_statistics
+from hyperstack.reports.text import number, percent
 from hyperstack.telemetry.record import parts
-from hyperstack.telemetry.statistics import Statistics, TensorStatistics, statistics, tensor_statistics
-from hyperstack.telemetry.text import number, percent
 
 if TYPE_CHECKING:
-    from hyperstack.telemetry.run import Run
+    from hyperstack.reports.run import Run
 
 MOST = 20  # parameters of the network in a table
 STATES = {"finished": "finished", "running": "still training", "stopped": "stopped before its end"}

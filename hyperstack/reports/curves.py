@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from hyperstack.reports.series import bars, binned, extent
 from hyperstack.telemetry.record import Column, Record
-from hyperstack.telemetry.series import bars, binned, extent
 
 LARGEST = 308.25  # power of ten that a number can hold
 DECADES = 2.0  # powers of ten between smallest and largest, from which on a scale is logarithmic

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hyperstack.reports.series import binned
 from hyperstack.telemetry.record import Column
-from hyperstack.telemetry.series import binned
 
 if TYPE_CHECKING:
-    from hyperstack.telemetry.run import Run
+    from hyperstack.reports.run import Run
 
 POINTS = 1000  # of a line: more than a screen has columns
 LARGEST = 1e150

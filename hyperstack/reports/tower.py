@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING
 
-from hyperstack.telemetry.grid import Field, grid
-from hyperstack.telemetry.text import number, percent
+from hyperstack.reports.grid import Field, grid
+from hyperstack.reports.text import number, percent
 
 if TYPE_CHECKING:
     from torch import Tensor

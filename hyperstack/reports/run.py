@@ -14,7 +14,7 @@ from hyperstack.telemetry.runfolder import RunFolder
 from hyperstack.telemetry.sinks import is_being_written
 
 if TYPE_CHECKING:
-    from hyperstack.telemetry.view import View
+    from hyperstack.reports.view import View
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -64,13 +64,13 @@ class Run(Mapping[str, Column]):
         return str(self.__rich__())
 
     def __rich__(self) -> View:
-        from hyperstack.telemetry.view import View
+        from hyperstack.reports.view import View
 
         return View(self)
 
     def _repr_html_(self) -> str:
         """The run as a notebook shows it."""
-        from hyperstack.telemetry.page import fragment  # which nobody else waits for
+        from hyperstack.reports.page import fragment  # which nobody else waits for
 
         return fragment(self)
 

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from hyperstack.errors import InputError
 from hyperstack.optimizer import HyperOptimizer
+from hyperstack.reports.run import Run, load_run
 from hyperstack.telemetry.jsonl import JsonLines
 from hyperstack.telemetry.recorder import Recorder
-from hyperstack.telemetry.run import Run, load_run
 from hyperstack.telemetry.runfolder import RunFolder
 from hyperstack.telemetry.sinks import Sink
 from hyperstack.telemetry.summary import plain, versions

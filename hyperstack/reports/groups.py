@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from hyperstack.reports.run import Run, levels
+from hyperstack.reports.spread import KeySummary, Spread
+from hyperstack.reports.statistics import statistics
 from hyperstack.telemetry.record import parts
-from hyperstack.telemetry.run import Run, levels
-from hyperstack.telemetry.spread import KeySummary, Spread
-from hyperstack.telemetry.statistics import statistics
 
 SORTS = ("error", "time", "name")
 BAD = "diverged"

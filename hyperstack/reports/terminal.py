@@ -9,11 +9,11 @@ from __future__ import annotations
 import numpy as np
 
 from hyperstack.errors import InputError
-from hyperstack.telemetry.markup import printable
-from hyperstack.telemetry.panels import Line, Panel, drawable
+from hyperstack.reports.markup import printable
+from hyperstack.reports.panels import Line, Panel, drawable
+from hyperstack.reports.series import binned
+from hyperstack.reports.text import number, shortened
 from hyperstack.telemetry.record import Column
-from hyperstack.telemetry.series import binned
-from hyperstack.telemetry.text import number, shortened
 
 MARKS = "*o+x#@%&=~"  # of the lines, if there are several
 COLORS = ("blue", "red", "green", "magenta", "cyan", "yellow")

@@ -15,14 +15,14 @@ import numpy as np
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
-from hyperstack.telemetry.grid import Field, cropped, grid, plain, taken, wrapped
-from hyperstack.telemetry.leveltext import clips, per_tensor
-from hyperstack.telemetry.reading import Remark, reading
+from hyperstack.reports.grid import Field, cropped, grid, plain, taken, wrapped
+from hyperstack.reports.leveltext import clips, per_tensor
+from hyperstack.reports.reading import Remark, reading
+from hyperstack.reports.run import Run
+from hyperstack.reports.series import sparkline
+from hyperstack.reports.statistics import Statistics, TensorStatistics, statistics, tensor_statistics
+from hyperstack.reports.text import number, percent
 from hyperstack.telemetry.record import Record, parts
-from hyperstack.telemetry.run import Run
-from hyperstack.telemetry.series import sparkline
-from hyperstack.telemetry.statistics import Statistics, TensorStatistics, statistics, tensor_statistics
-from hyperstack.telemetry.text import number, percent
 
 REMARKS = 6  # sentences that are shown
 MOST = 8  # parameters of the network that are shown

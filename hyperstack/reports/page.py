@@ -7,12 +7,12 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from hyperstack.errors import InputError
-from hyperstack.telemetry import sections
-from hyperstack.telemetry.markup import Html, element, joined
-from hyperstack.telemetry.panels import panels
+from hyperstack.reports import sections
+from hyperstack.reports.markup import Html, element, joined
+from hyperstack.reports.panels import panels
 
 if TYPE_CHECKING:
-    from hyperstack.telemetry.run import Run
+    from hyperstack.reports.run import Run
 
 FEW = 5  # pictures of a fragment: the loss and two hyperparameters
 LIGHT = """color-scheme: light; --paper: #ffffff; --ink: #1f2328; --faint: #656d76; --rule: #d8dee4; --soft: #f6f8fa;

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hyperstack.telemetry.statistics import Statistics
+from hyperstack.reports.statistics import Statistics
 
 
 @dataclass(frozen=True)

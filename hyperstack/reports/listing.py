@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hyperstack.errors import InputError
-from hyperstack.telemetry.run import state
+from hyperstack.reports.run import state
 from hyperstack.telemetry.runfolder import RunFolder
 
 DAMAGED = "damaged"

@@ -13,10 +13,10 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from hyperstack.telemetry.markup import printable
-from hyperstack.telemetry.panels import Panel, drawable
-from hyperstack.telemetry.terminal import missing
-from hyperstack.telemetry.text import number
+from hyperstack.reports.markup import printable
+from hyperstack.reports.panels import Panel, drawable
+from hyperstack.reports.terminal import missing
+from hyperstack.reports.text import number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
