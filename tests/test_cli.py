@@ -93,7 +93,7 @@ def test_a_diverged_run_is_a_result(tmp_path):
     )
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["diverged"] is True
-    assert "diverged after 1 epochs" in ok("inspect", "run")
+    assert "diverged: 1 epoch, 10 steps" in ok("inspect", "run")
     output = ok("train", "toy", "--out", "run", "--resume", "--epochs", 9)
     assert output.startswith("run is finished already\ndiverged in epoch 1")
 
@@ -140,7 +140,7 @@ def test_ctrl_c_ends_a_run_that_can_go_on_bit_for_bit(tmp_path, run, monkeypatch
         130,
         "interrupted after step 13, with a checkpoint; to go on:\n  hyperstack train toy --out run --resume\n",
     )
-    assert "interrupted after 1 epochs, 13 steps (13 recorded)" in ok("inspect", "run")
+    assert "interrupted: 1 epoch, 13 steps (13 recorded)" in ok("inspect", "run")
     code, output, _ = command("train", "toy", "--out", "run", "--resume")
     assert code == 0
     assert_same_run(run, tmp_path / "run")

@@ -342,7 +342,7 @@ WRONG = {
     "nothing": (("nowhere",), ["there is no run folder nowhere"]),
     "a file": (("file",), ["it is not a folder"]),
     "an empty folder": (("empty",), ["empty holds no run"]),
-    "a key": (("run", "--key", "0.lrr"), ["no hyperparameter is called 0.lrr", "did you mean 0.lr?"]),
+    "a key": (("run", "--key", "0.lrr"), ["no hyperparameter is called '0.lrr'", "did you mean 0.lr?"]),
     "steps": (("run", "--steps", "5:3"), ["'5:3' is no range of steps"]),
     "steps that are none": (("run", "--steps", "five"), ["'five' is no range"]),
     "steps that nobody has": (("run", "--steps", "100:"), ["no run has recorded", "the last recorded step is 20"]),

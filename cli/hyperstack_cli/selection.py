@@ -21,7 +21,7 @@ class Steps(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.
         """The first and the last step, None where it is open."""
         if isinstance(value, tuple):
             return value
-        match = re.fullmatch(r"(\d{0,15}):(\d{0,15})", str(value), re.ASCII)
+        match = re.fullmatch(r"\s*(\d{0,15})\s*:\s*(\d{0,15})\s*", str(value), re.ASCII)
         first, last = (int(text) if text else None for text in match.groups()) if match else (1, 0)
         if (first is None and last is None) or (first is not None and last is not None and first > last):
             self.fail(f"{str(value)!r} is no range of steps: write 100:200, 100: or :200.", param, ctx)

@@ -88,7 +88,8 @@ def _header(run: Run, record: Record, width: int, most: int | None) -> list[Text
         if summary
         else (f"{rows} steps recorded so far")
     )
-    epochs = f"{summary['epochs']} epochs, " if summary.get("epochs") is not None else ""
+    count = summary.get("epochs")
+    epochs = "" if count is None else "1 epoch, " if count == 1 else f"{count} epochs, "
     ended = wrapped(f"{run.state}: {epochs}{steps}", width)
     ended[0].stylize(_state_style(run.state), 0, len(run.state))
     lines += ended

@@ -24,7 +24,7 @@ EPILOG = """\b
 Examples:
   hyperstack compare runs/mnist-001 runs/mnist-002
   hyperstack compare runs --sort error
-  hyperstack compare runs --key "0.*" --steps 100:
+  hyperstack compare runs --key "0.*" --steps :500
   hyperstack compare runs --plot --key lr
   hyperstack compare runs --html compared.html
   hyperstack compare runs --json

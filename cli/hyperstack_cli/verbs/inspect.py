@@ -22,7 +22,7 @@ EPILOG = """\b
 Examples:
   hyperstack inspect runs/mnist-001
   hyperstack inspect runs/mnist-001 --level 0
-  hyperstack inspect runs/mnist-001 --key "*.lr" --steps 100:
+  hyperstack inspect runs/mnist-001 --key "*.lr" --steps :500
   hyperstack inspect runs/mnist-001 --key beta1 --linear
   hyperstack inspect runs/mnist-001 --json
   hyperstack inspect runs/mnist-001 --plot
