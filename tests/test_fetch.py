@@ -11,6 +11,7 @@ import os
 import pickle
 import socket
 import subprocess
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 
 from hyperstack.errors import InputError
-from hyperstack.tasks import fetch
+from hyperstack.tasks import archive, fetch
 from hyperstack.tasks.fetch import SourceError
 
 CONTENT = b"some content"
@@ -394,3 +395,83 @@ def test_unpickle_runs_nothing_else(tmp_path):
 def test_unpickle_refuses_damage(damaged):
     with pytest.raises(SourceError, match="pickle: "):
         fetch.unpickle_arrays(damaged)
+
+
+# Large files, and members of tars
+
+
+def test_download_into_takes_the_first_mirror_that_is_right(tmp_path):
+    gone = (tmp_path / "gone").as_uri()
+    wrong, right = mirror(tmp_path, "wrong", b"another content, and longer"), mirror(tmp_path, "right", CONTENT)
+    with open(tmp_path / "got", "w+b") as stream:
+        fetch.download_into(stream, [gone, wrong, right, "nonsense"], SHA, limit=100)
+        assert stream.read() == CONTENT
+
+
+def test_download_into_comes_in_pieces_and_stops_at_its_limit(tmp_path):
+    content = os.urandom(3 * fetch.MEBIBYTE + 5)
+    url = mirror(tmp_path, "long", content)
+    with open(tmp_path / "got", "w+b") as stream:
+        fetch.download_into(stream, [url], fetch.sha256(content), limit=len(content))
+        assert stream.read() == content
+        with pytest.raises(SourceError, match="sent more than"):
+            fetch.download_into(stream, [url], fetch.sha256(content), limit=len(content) - 1)
+
+
+def test_download_into_a_full_disk_blames_no_mirror(tmp_path):
+    with open("/dev/full", "w+b", buffering=0) as stream, pytest.raises(InputError, match="No space left"):
+        fetch.download_into(Unseekable(stream), [mirror(tmp_path, "right", CONTENT)], SHA, limit=100)
+
+
+class Unseekable:
+    """A stream that can be written only: a device has no length to cut."""
+
+    def __init__(self, stream):
+        self.write = stream.write
+
+    def seek(self, place):
+        pass
+
+    truncate = lambda self: None  # noqa: E731
+
+
+def tar_of(members: list[tuple[str, bytes]], kind: bytes = tarfile.REGTYPE) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "/etc/passwd"
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+MEMBERS = [("a/one", b"1"), ("a/two", b"22"), ("three", b"333")]
+
+
+def members(content: bytes, sizes: dict[str, int]) -> list[tuple[str, bytes]]:
+    return list(archive.tar_members(io.BytesIO(content), sizes))
+
+
+def test_tar_members():
+    assert members(tar_of(MEMBERS), {"three": 3, "a/one": 1}) == [("a/one", b"1"), ("three", b"333")]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (tar_of(MEMBERS[:1]), "it lacks a/two"),
+        (tar_of([*MEMBERS, MEMBERS[1]]), "a/two comes twice"),
+        (tar_of([("a/one", b"1"), ("a/two", b"2")]), "a/two is no plain file of 2 bytes"),
+        (tar_of([("a/one", b""), ("a/two", b"")], tarfile.SYMTYPE), "a/one is no plain file of 1 bytes"),
+        (tar_of([("./a/one", b"1"), ("a//two", b"22")]), "it lacks a/one, a/two"),
+        (tar_of([("a/one", b"1"), ("a/two", b"22")])[:60], "tar archive: "),
+        (gzip.compress(b"no tar"), "tar archive: "),
+        (b"no archive", "tar archive: "),
+        (b"", "tar archive: "),
+    ],
+    ids=["missing", "twice", "size", "links", "other names", "cut", "no tar", "no gzip", "empty"],
+)
+def test_tar_members_of_other_archives(content, said):
+    with pytest.raises(SourceError, match=said):
+        members(content, {"a/one": 1, "a/two": 2})
