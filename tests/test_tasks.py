@@ -13,6 +13,7 @@ from torch.nn import functional
 from torch.nn.utils import parameters_to_vector
 from toy import PLAN, assert_same_run
 
+import hyperstack as hs
 from hyperstack.tasks import TASKS, CIFAR10ResNet18, SpiralCompletion, Supersample, SupersampleQuartic, cifar10, mnist
 from hyperstack.tasks.images import Channels, cropped, cut_off, flipped, grey
 from hyperstack.tasks.resnet import resnet18
@@ -62,6 +63,7 @@ def test_names_and_summaries_fit_the_help():
         assert name == task.name == name.lower()
         assert "\n" not in task.summary
         assert task.__doc__
+        assert not hs.parse(task.stack).free_names
 
 
 @each_task
@@ -115,7 +117,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path, loaded, name):
     """Also in the middle of an epoch, where augmentation has drawn already."""
     task, data = loaded(name)
     data = replace(data, train_inputs=data.train_inputs[:8], train_targets=data.train_targets[:8])
-    plan = replace(PLAN, task=name, stack="Adam / SGD(1e-09)", epochs=2, batch_size=3)
+    plan = replace(PLAN, task=name, stack=task.stack, epochs=2, batch_size=3)
     train(plan, task, data, RunFolder.create(tmp_path / "straight"))
     stops = iter([False, False, True])
     stopped = train(plan, task, data, RunFolder.create(tmp_path / "run"), stop=lambda: next(stops))

@@ -16,6 +16,11 @@ __all__ = ["Classifier", "Data", "Notify", "Task"]
 
 Notify = Callable[[str], None]
 
+# A stack for networks of any size and losses of any scale: the hypergradient of a rate's logarithm does not grow with
+# the number of parameters, and the clip makes up for the loss. Adam / SGD(1e-5) makes the rate negative within a few
+# steps where there are millions of parameters.
+STEADY = "Adam(log(1e-3)) / SGD(0.01, clip)"
+
 
 @dataclass(frozen=True, eq=False)
 class Data:
@@ -37,6 +42,8 @@ class Task(ABC):
     name: ClassVar[str]
     # One line for help texts.
     summary: ClassVar[str]
+    # The stack of optimizers, where the user names no other.
+    stack: ClassVar[str] = "Adam / SGD(1e-5)"
     # Examples in one training step, where the user names no other number.
     batch_size: ClassVar[int] = 256
     # Passes over the training examples, where the user names no other number.

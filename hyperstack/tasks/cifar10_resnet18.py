@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from torch import nn
 
+from hyperstack.tasks.base import STEADY
 from hyperstack.tasks.cifar10 import CIFAR10
 from hyperstack.tasks.resnet import resnet18
 
@@ -24,6 +25,7 @@ class CIFAR10ResNet18(CIFAR10):
 
     name: ClassVar[str] = "cifar10-resnet18"
     summary: ClassVar[str] = "CIFAR-10 photographs, ResNet-18"
+    stack: ClassVar[str] = STEADY
     batch_size: ClassVar[int] = 1000
     epochs: ClassVar[int] = 80
     test_batch_size: ClassVar[int] = 500

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hyperstack.errors import InputError
 from hyperstack.tasks import fetch
-from hyperstack.tasks.base import Data, Notify
+from hyperstack.tasks.base import STEADY, Data, Notify
 from hyperstack.tasks.images import Bytes, ImageClassifier, cropped, flipped
 from hyperstack.tasks.resnet import resnet18
 
@@ -45,6 +45,7 @@ class ImageFolder(ImageClassifier):
 
     name: ClassVar[str] = "imagefolder"
     summary: ClassVar[str] = "images of your own, a folder a class; ResNet-18"
+    stack: ClassVar[str] = STEADY
     batch_size: ClassVar[int] = 64
     epochs: ClassVar[int] = 20
     test_batch_size: ClassVar[int] = 128

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hyperstack.tasks.base import Data, Notify, Task
+from hyperstack.tasks.base import STEADY, Data, Notify, Task
 from hyperstack.tasks.cifar10 import load_arrays
 from hyperstack.tasks.imagefolder import read_folder
 from hyperstack.tasks.images import cut_off, flipped, grey
@@ -119,6 +119,7 @@ class SpiralCompletion(Task):
 
     name: ClassVar[str] = "spiral-completion"
     summary: ClassVar[str] = "images from spiral scans of 1/20 of the pixels"
+    stack: ClassVar[str] = STEADY
     batch_size: ClassVar[int] = 16
     epochs: ClassVar[int] = 5
     coverage: ClassVar[float] = 1 / 20

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hyperstack.tasks.base import Data, Notify, Task
+from hyperstack.tasks.base import STEADY, Data, Notify, Task
 from hyperstack.tasks.cifar10 import load_arrays
 from hyperstack.tasks.images import cut_off, flipped
 
@@ -46,6 +46,7 @@ class Supersample(Task):
 
     name: ClassVar[str] = "supersample"
     summary: ClassVar[str] = "2x supersampling of CIFAR-10, squared error"
+    stack: ClassVar[str] = STEADY
     batch_size: ClassVar[int] = 16
     epochs: ClassVar[int] = 2
     test_batch_size: ClassVar[int] = 250

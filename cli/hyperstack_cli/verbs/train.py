@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from hyperstack.telemetry.plan import Plan
     from hyperstack.telemetry.runfolder import RunFolder
 
-DEFAULT_STACK = "Adam / SGD(1e-5)"
 POSITIVE = Whole(1)
 PATH = click.Path(path_type=Path)
 EPILOG = """\b
@@ -52,7 +51,9 @@ summary.json), 1 the run failed, 2 wrong input, 130 interrupted.
 
 @click.command(short_help="Train a task's network with a stack.", epilog=EPILOG)
 @click.argument("task")
-@click.option("--stack", metavar="TEXT", help=f"The stack of optimizers.  [default: {DEFAULT_STACK}]")
+@click.option(
+    "--stack", metavar="TEXT", help="The stack of optimizers.  [default: the task's, mnist: Adam / SGD(1e-5)]"
+)
 @set_option
 @click.option("--epochs", type=POSITIVE, metavar="N", help="Passes over the training examples.  [default: the task's]")
 @click.option("--batch-size", type=POSITIVE, metavar="N", help="Examples in a step.  [default: the task's]")
@@ -148,7 +149,7 @@ def _defaults(task: Task) -> dict[str, Any]:
     import torch
 
     return {
-        "stack": str(bound_stack(DEFAULT_STACK, ())),
+        "stack": str(bound_stack(task.stack, ())),
         "epochs": task.epochs,
         "batch_size": task.batch_size,
         "seed": 0,
