@@ -33,25 +33,25 @@ each_task = pytest.mark.parametrize(
 def loaded(tmp_path, monkeypatch):
     """Makes a task with its small data."""
 
-    def load(name):
+    def load(name, device=CPU):
         task = TASKS[name]()
         if name == "imagefolder":
             pytest.importorskip("PIL", reason="needs Pillow, of the extra `images`")
-            return task, task.load(put_images(tmp_path / "images"), CPU)
+            return task, task.load(put_images(tmp_path / f"images-{device.type}"), device)
         if name.startswith("mnist"):
             random = np.random.default_rng(0)
             images = random.integers(0, 256, (30, 28, 28), dtype=np.uint8)
             labels = random.integers(0, 10, 30, dtype=np.uint8)
             monkeypatch.setattr(mnist, "load_arrays", lambda *arguments: (images, labels, images[:9], labels[:9]))
-            return task, task.load(None, CPU)
+            return task, task.load(None, device)
         monkeypatch.setattr(cifar10, "RECORDS", RECORDS)
-        return task, task.load(put_cifar10(tmp_path / "cifar10"), CPU)
+        return task, task.load(put_cifar10(tmp_path / f"cifar10-{device.type}"), device)
 
     return load
 
 
 def batch(task, data, training=True, count=4, seed=0):
-    draw = torch.Generator().manual_seed(seed)
+    draw = torch.Generator(data.train_inputs.device).manual_seed(seed)
     return task.prepare(data.train_inputs[:count], data.train_targets[:count], draw, training=training)
 
 
@@ -128,6 +128,22 @@ def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path, loaded, name):
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["steps"], summary["diverged"]) == (6, False)
     assert 0 <= summary["test_error"] <= 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", TASKS)
+def test_on_a_gpu_batches_are_made_there_and_are_the_same(loaded, name):
+    (task, data), (other, same) = loaded(name), loaded(name, torch.device("cuda"))
+    for training in (True, False):
+        found = batch(other, same, training)
+        assert all(x.device.type == "cuda" for x in found)
+        losses = other.losses(other.model().cuda()(found[0]), found[1])
+        assert losses.shape == (4,)
+        assert torch.isfinite(losses).all()
+    # The noise of a scan is drawn on the device, which draws otherwise.
+    first = 1 if name == "spiral-completion" else 0
+    for a, b in list(zip(batch(task, data, training=False), found, strict=True))[first:]:
+        torch.testing.assert_close(a, b.cpu(), rtol=1e-4, atol=1e-4)
 
 
 def test_the_loop_draws_anew_for_each_batch_and_the_same_in_each_test(loaded, monkeypatch):

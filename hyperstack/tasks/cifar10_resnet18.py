@@ -20,7 +20,7 @@ class CIFAR10ResNet18(CIFAR10):
     The paper leaves open: the form of the network (here the one for small images, `resnet18`); how images are
     prepared (here each channel is normalized, and nothing is augmented: the published 86 to 88 % are what this network
     comes to without augmentation, and it passes 93 % with it); and the schedule of its rate of 1e-2 (here none).
-    A training example takes about 18 MB: on a small machine, ask for smaller batches.
+    A training example takes about 8 MB: on a small machine, ask for smaller batches.
     """
 
     name: ClassVar[str] = "cifar10-resnet18"

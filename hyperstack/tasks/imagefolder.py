@@ -40,7 +40,7 @@ class ImageFolder(ImageClassifier):
     Images are scaled so that their shorter side has 64 pixels, and cut to the 64x64 in the middle; in training they
     are also moved by up to 4 pixels, and flipped left to right or not. Fong et al., "Improving layer-wise adaptive
     rate methods using trust ratio clipping", section 4.3, train ImageNet at this size, in batches of 400. A subclass
-    may choose another `size`. A training example takes about 75 MB, and an image 12 kB for as long as it trains.
+    may choose another `size`. A batch takes about 33 MB an image, and the data 12 kB each.
     """
 
     name: ClassVar[str] = "imagefolder"
