@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -18,10 +17,13 @@ from hyperstack.errors import InputError
 from hyperstack.level import scalar_dtype
 from hyperstack.optimizer import HyperOptimizer
 from hyperstack.tasks import Data, Task
-from hyperstack.telemetry import JsonLines, Recorder, Sink
+from hyperstack.telemetry.jsonl import JsonLines
+from hyperstack.telemetry.outputs import outputs
 from hyperstack.telemetry.plan import Plan
+from hyperstack.telemetry.recorder import Recorder
 from hyperstack.telemetry.runfolder import RunFolder
-from hyperstack.version import __version__
+from hyperstack.telemetry.sinks import Sink
+from hyperstack.telemetry.summary import number, plain, versions
 
 __all__ = ["Epoch", "Plan", "Trainer", "train"]
 
@@ -183,34 +185,20 @@ class Trainer:
             "epochs_planned": self.plan.epochs,
             "steps": self.steps,
             "seconds": round(self.seconds, 3),
-            "train_loss": _number(last.train_loss) if last else None,
+            "train_loss": number(last.train_loss) if last else None,
             "test_error": last.test_error if last else None,
             "diverged": self.diverged,
             "finished": self.finished,
-            "hyperparameters": {k: _plain(v) for k, v in self.opt.hyperparameters().items()},
+            "hyperparameters": {k: plain(v) for k, v in self.opt.hyperparameters().items()},
             "nonfinite": {k: int(v) for k, v in self.opt.nonfinite_counts().items() if int(v)},
-            "history": [{**asdict(e), "train_loss": _number(e.train_loss)} for e in self.epochs],
-            "versions": {
-                "hyperstack": __version__,
-                "torch": torch.__version__,
-                "numpy": np.__version__,
-                "python": platform.python_version(),
-            },
+            "history": [{**asdict(e), "train_loss": number(e.train_loss)} for e in self.epochs],
+            "versions": versions(),
         }
 
 
 def _mixed(*numbers: int) -> int:
     """A seed that depends on each of the numbers, and on their order."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1
-
-
-def _number(x: float) -> float | None:
-    """A number as JSON has it: not-a-number and infinity are null."""
-    return x if math.isfinite(x) else None
-
-
-def _plain(value: Tensor) -> float | list[float | None] | None:
-    return _number(value.item()) if value.dim() == 0 else [_number(x) for x in value.tolist()]
 
 
 def train(
@@ -234,8 +222,9 @@ def train(
         if resume:
             trainer.restore(folder.read_checkpoint(data.train_inputs.device))
         recorded = trainer.steps - trainer.steps % plan.record_every
-        record = JsonLines(folder.record, after=recorded if resume else None)
-        with Recorder(trainer.opt, [record, *sinks], plan.record_every) as recorder:
+        after = recorded if resume else None
+        written = [JsonLines(folder.record, after), *outputs(plan.sinks, folder, after)]
+        with Recorder(trainer.opt, [*written, *sinks], plan.record_every) as recorder:
 
             def save() -> None:
                 recorder.fetch()  # first the rows: a checkpoint counts on every row before it
@@ -245,7 +234,7 @@ def train(
                 save()
                 after_epoch(trainer, epoch)
 
-            folder.begin(plan)
+            folder.begin({**plan.as_dict(), "epoch_steps": trainer.batches})
             if not resume:
                 save()
             trainer.run(recorder, stop, epoch_ended)

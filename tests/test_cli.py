@@ -13,12 +13,12 @@ from toy import BATCHES, STACK, Toy, assert_same_run, command, contents, ok, sam
 
 import hyperstack as hs
 from hyperstack import tasks
-from hyperstack.telemetry import read_record
+from hyperstack.telemetry.jsonl import read_record
 from hyperstack.telemetry.runfolder import RunFolder
+from hyperstack.telemetry.text import number, percent, shortened
 from hyperstack.wrapper import WRAPPERS
 from hyperstack_cli.interrupt import Interrupt
 from hyperstack_cli.main import cli
-from hyperstack_cli.screen import number, percent, shortened
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
@@ -28,7 +28,8 @@ pytestmark = pytest.mark.usefixtures("elsewhere")
 
 def test_train_writes_a_run(finished):
     path, output, remarks = finished
-    assert sorted(p.name for p in path.iterdir()) == ["checkpoint.pt", "plan.json", "record.jsonl", "summary.json"]
+    files = ["checkpoint.pt", "plan.json", "record.jsonl", "record.rows", "summary.json"]
+    assert sorted(p.name for p in path.iterdir()) == files
     summary = json.loads((path / "summary.json").read_text())
     assert summary["stack"] == "Adam(0.01) / SGD(0.01, clip) / SGD"
     assert (summary["epochs"], summary["steps"], summary["batch_size"]) == (2, 2 * BATCHES, 32)
@@ -338,7 +339,7 @@ def test_help_does_not_wait_for_torch():
         "        main()\n"
         "    except SystemExit as end:\n"
         "        assert end.code == 0\n"
-        "slow = {'torch', 'numpy', 'hyperstack'} & set(sys.modules)\n"
+        "slow = {'torch', 'numpy'} & set(sys.modules)\n"
         "sys.exit(f'{slow} imported' if slow else 0)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

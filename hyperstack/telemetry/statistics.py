@@ -1,4 +1,4 @@
-"""What a record says of each hyperparameter, in a few numbers."""
+"""What a record says of each hyperparameter, and of each parameter of the network, in a few numbers."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from hyperstack.telemetry.jsonl import Record
+from hyperstack.telemetry.record import Column, Record
 
 
 @dataclass(frozen=True)
@@ -16,8 +15,11 @@ class Statistics:
     """One hyperparameter over the recorded steps; None where nothing finite was recorded.
 
     `first`, `last`, `min`, `max`: of the value, in natural units. `grad_median`, `grad_95`, `grad_max`: quantiles of
-    the absolute raw hypergradient before clipping. `clipped`: the share of steps in which clipping made it smaller.
-    `nonfinite`: in how many recorded steps it was not finite.
+    the absolute raw hypergradient before clipping, and `grad_max_step`, the step of the largest. `average`: the
+    cumulative average of its norm after the last step, which is the threshold of the next; None without such a clip.
+    `clipped`: the share of steps in which clipping made the hypergradient smaller; `factor`: by what, on average over
+    these steps. `flips`: the share of steps in which it had another sign than in the recorded step before, of those
+    where neither was 0; one half for pure noise. `nonfinite`: in how many recorded steps it was not finite.
     """
 
     first: float | None
@@ -27,7 +29,11 @@ class Statistics:
     grad_median: float | None
     grad_95: float | None
     grad_max: float | None
+    grad_max_step: int | None
+    average: float | None
     clipped: float | None
+    factor: float | None
+    flips: float | None
     nonfinite: int
 
     def as_dict(self) -> dict[str, Any]:
@@ -62,35 +68,28 @@ def tensor_statistics(record: Record) -> dict[str, TensorStatistics]:
     return dict(sorted(found.items(), key=lambda pair: -(pair[1].clipped or 0.0)))
 
 
-def _of_tensor(columns: dict[str, NDArray[np.float64]]) -> TensorStatistics:
-    norm, trust = (_middle_and_end(columns.get(name)) for name in ("norm", "trust_ratio"))
-    clip = columns.get("clip")
-    below = clip[clip < 1] if clip is not None else np.empty(0)
-    return TensorStatistics(
-        *norm,
-        float(len(below) / len(clip)) if clip is not None and len(clip) else None,
-        float(below.mean()) if len(below) else None,
-        *trust,
-    )
-
-
-def _middle_and_end(values: NDArray[np.float64] | None) -> tuple[float | None, float | None]:
-    """The median and the largest of what is finite."""
-    known = values[np.isfinite(values)] if values is not None else np.empty(0)
-    return (float(np.median(known)), float(known.max())) if len(known) else (None, None)
-
-
 def statistics(record: Record) -> dict[str, Statistics]:
     """The statistics of every recorded hyperparameter, by key."""
     return {key: _of(record, key) for key in record.keys}
 
 
+def finite(values: Column) -> Column:
+    """Those that are finite."""
+    return values[np.isfinite(values)]
+
+
+def _of_tensor(columns: dict[str, Column]) -> TensorStatistics:
+    norm, trust = (_middle_and_end(columns.get(name)) for name in ("norm", "trust_ratio"))
+    return TensorStatistics(*norm, *_clipping(columns.get("clip", np.empty(0))), *trust)
+
+
 def _of(record: Record, key: str) -> Statistics:
     value, grad, clip = (record.columns[f"{key}.{what}"] for what in ("value", "grad", "clip"))
-    known = value[np.isfinite(value)]
-    norms = np.abs(grad[np.isfinite(grad)])
-    median, high, largest = np.quantile(norms, [0.5, 0.95, 1.0]).tolist() if len(norms) else [None] * 3
+    known, norms = finite(value), np.abs(grad)
+    median, high = np.quantile(finite(norms), [0.5, 0.95]).tolist() if np.isfinite(norms).any() else (None, None)
+    largest = int(np.argmax(np.where(np.isfinite(norms), norms, -1.0))) if median is not None else None
     first, last, low, top = map(float, (known[0], known[-1], known.min(), known.max())) if len(known) else [None] * 4
+    averages = finite(record.columns.get(f"{key}.average", np.empty(0)))
     return Statistics(
         first=first,
         last=last,
@@ -98,7 +97,30 @@ def _of(record: Record, key: str) -> Statistics:
         max=top,
         grad_median=median,
         grad_95=high,
-        grad_max=largest,
-        clipped=float(np.mean(clip < 1)) if len(clip) else None,
+        grad_max=None if largest is None else float(norms[largest]),
+        grad_max_step=None if largest is None else int(record.steps[largest]),
+        average=float(averages[-1]) if len(averages) else None,
+        **dict(zip(("clipped", "factor"), _clipping(clip), strict=True)),
+        flips=_flips(grad),
         nonfinite=int(np.sum(~np.isfinite(grad))),
     )
+
+
+def _clipping(factors: Column) -> tuple[float | None, float | None]:
+    """The share of steps in which a gradient was clipped, and the mean factor in these."""
+    below = factors[(factors < 1) & (factors >= 0)]
+    return (len(below) / len(factors) if len(factors) else None, float(below.mean()) if len(below) else None)
+
+
+def _flips(grad: Column) -> float | None:
+    """The share of changes of sign between neighbours that have one."""
+    signs = np.sign(grad)
+    pairs = signs[1:] * signs[:-1]
+    pairs = pairs[np.abs(pairs) == 1]
+    return float(np.mean(pairs < 0)) if len(pairs) else None
+
+
+def _middle_and_end(values: Column | None) -> tuple[float | None, float | None]:
+    """The median and the largest of what is finite."""
+    known = finite(values) if values is not None else np.empty(0)
+    return (float(np.median(known)), float(known.max())) if len(known) else (None, None)
