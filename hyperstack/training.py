@@ -52,6 +52,7 @@ class Trainer:
         device = data.train_inputs.device
         self.model = task.model().to(device)
         self.opt = HyperOptimizer(self.model.named_parameters(), plan.stack, compile=plan.compile)
+        self.draw = torch.Generator(device)
         self.epoch = self.batch = self.steps = 0
         self.seconds = 0.0
         self.total = torch.zeros((), dtype=scalar_dtype(device), device=device)
@@ -90,15 +91,17 @@ class Trainer:
 
     def _order(self) -> Tensor:
         """The examples of this epoch in random order: a function of seed and epoch, so that a run can resume."""
-        mixed = int(np.random.SeedSequence([self.plan.seed, self.epoch]).generate_state(1, np.uint64)[0])
-        generator = torch.Generator().manual_seed(mixed >> 1)
+        generator = torch.Generator().manual_seed(_mixed(self.plan.seed, self.epoch))
         order = torch.randperm(len(self.data.train_inputs), generator=generator)
         return order.to(self.data.train_inputs.device)
 
     def _step(self, chosen: Tensor) -> Tensor:
         self.opt.zero_grad()
-        outputs = self.model(self.data.train_inputs[chosen])
-        losses = self.task.losses(outputs, self.data.train_targets[chosen])
+        # From 1 up: to the mixing of seeds a last 0 is the same as none, which is what the order of examples has.
+        self.draw.manual_seed(_mixed(self.plan.seed, self.epoch, self.batch + 1))
+        inputs, targets = self.data.train_inputs[chosen], self.data.train_targets[chosen]
+        inputs, targets = self.task.prepare(inputs, targets, self.draw, training=True)
+        losses = self.task.losses(self.model(inputs), targets)
         self.opt.backward(losses)
         self.opt.step()
         self.steps, self.batch = self.steps + 1, self.batch + 1
@@ -115,13 +118,16 @@ class Trainer:
         self.diverged = not (finite and math.isfinite(train_loss))
 
     @torch.no_grad()
-    def test_error(self, batch_size: int = 2000) -> float:
+    def test_error(self) -> float:
         """The mean error on the test examples, 0 to 1."""
         self.model.eval()
-        parts = zip(self.data.test_inputs.split(batch_size), self.data.test_targets.split(batch_size), strict=True)
-        errors = torch.cat([self.task.error(self.model(x), y) for x, y in parts])
+        self.draw.manual_seed(0)
+        size, errors = self.task.test_batch_size, []
+        for x, y in zip(self.data.test_inputs.split(size), self.data.test_targets.split(size), strict=True):
+            inputs, targets = self.task.prepare(x, y, self.draw, training=False)
+            errors.append(self.task.error(self.model(inputs), targets))
         self.model.train()
-        return float(errors.cpu().double().mean())
+        return float(torch.cat(errors).cpu().double().mean())
 
     def checkpoint(self) -> dict[str, Any]:
         """Everything that a resumed run needs, as tensors and plain values."""
@@ -188,6 +194,11 @@ class Trainer:
             "history": [{**asdict(e), "train_loss": number(e.train_loss)} for e in self.epochs],
             "versions": versions(),
         }
+
+
+def _mixed(*numbers: int) -> int:
+    """A seed that depends on each of the numbers, and on their order."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1
 
 
 def train(
