@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from hyperstack.batches import Batches
 from hyperstack.devices import device_failures
 from hyperstack.errors import InputError
 from hyperstack.level import scalar_dtype
@@ -52,7 +52,7 @@ class Trainer:
         device = data.train_inputs.device
         self.model = task.model().to(device)
         self.opt = HyperOptimizer(self.model.named_parameters(), plan.stack, compile=plan.compile)
-        self.draw = torch.Generator(device)
+        self.source = Batches(task, data)
         self.epoch = self.batch = self.steps = 0
         self.seconds = 0.0
         self.total = torch.zeros((), dtype=scalar_dtype(device), device=device)
@@ -78,7 +78,7 @@ class Trainer:
         """Train until the plan is fulfilled, the network has diverged, or `stop()` is true after a step."""
         started = time.perf_counter() - self.seconds
         while not self.finished:
-            order = self._order()
+            order = self.source.order(self.plan.seed, self.epoch)
             while self.batch < self.batches:
                 if stop():
                     self.seconds = time.perf_counter() - started
@@ -89,18 +89,9 @@ class Trainer:
             self.seconds = time.perf_counter() - started
             after_epoch(self.epochs[-1])
 
-    def _order(self) -> Tensor:
-        """The examples of this epoch in random order: a function of seed and epoch, so that a run can resume."""
-        generator = torch.Generator().manual_seed(_mixed(self.plan.seed, self.epoch))
-        order = torch.randperm(len(self.data.train_inputs), generator=generator)
-        return order.to(self.data.train_inputs.device)
-
     def _step(self, chosen: Tensor) -> Tensor:
         self.opt.zero_grad()
-        # From 1 up: to the mixing of seeds a last 0 is the same as none, which is what the order of examples has.
-        self.draw.manual_seed(_mixed(self.plan.seed, self.epoch, self.batch + 1))
-        inputs, targets = self.data.train_inputs[chosen], self.data.train_targets[chosen]
-        inputs, targets = self.task.prepare(inputs, targets, self.draw, training=True)
+        inputs, targets = self.source.training(chosen, self.plan.seed, self.epoch, self.batch)
         losses = self.task.losses(self.model(inputs), targets)
         self.opt.backward(losses)
         self.opt.step()
@@ -121,11 +112,7 @@ class Trainer:
     def test_error(self) -> float:
         """The mean error on the test examples, 0 to 1."""
         self.model.eval()
-        self.draw.manual_seed(0)
-        size, errors = self.task.test_batch_size, []
-        for x, y in zip(self.data.test_inputs.split(size), self.data.test_targets.split(size), strict=True):
-            inputs, targets = self.task.prepare(x, y, self.draw, training=False)
-            errors.append(self.task.error(self.model(inputs), targets))
+        errors = [self.task.error(self.model(inputs), targets) for inputs, targets in self.source.testing()]
         self.model.train()
         return float(torch.cat(errors).cpu().double().mean())
 
@@ -194,11 +181,6 @@ class Trainer:
             "history": [{**asdict(e), "train_loss": number(e.train_loss)} for e in self.epochs],
             "versions": versions(),
         }
-
-
-def _mixed(*numbers: int) -> int:
-    """A seed that depends on each of the numbers, and on their order."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1
 
 
 def train(
