@@ -20,6 +20,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 NOTE = r"(?:<!-- (?P<note>(?:test|setup): [^\n]*?) -->\n+)?"
 FENCE = re.compile(rf"^{NOTE}```(?P<kind>\w*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
+WHEN = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d \w+")
+CURVE = re.compile(r"[▁-█](?:[▁-█ ]*[▁-█])?")
 NUMBER = re.compile(r"(?<![\w.-])-?\d+(?:[,.]\d+)*(?:e[-+]?\d+)?")
 SLOW = "test: slow"
 
@@ -62,8 +64,8 @@ def renewed(text: str, slow: bool, answer: Callable[[list[str]], list[str]] = in
 
 
 def masked(text: str) -> list[str]:
-    """The words of a text, its numbers left open, so that two runs of one command can be compared."""
-    return NUMBER.sub("N", text).split()
+    """The words of a text, its numbers, dates and curves left open, so that two runs of one command can be compared."""
+    return NUMBER.sub("N", CURVE.sub("CURVE", WHEN.sub("WHEN", text))).split()
 
 
 def _trimmed(output: str) -> str:

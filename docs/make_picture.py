@@ -42,10 +42,10 @@ THEME = TerminalTheme(
 FONT = "ui-monospace, 'SF Mono', Menlo, Consolas, 'DejaVu Sans Mono', monospace"
 
 
-def run(command: list[str], folder: str) -> str:
-    """Everything that `command` writes to a terminal of WIDTH x HEIGHT, control sequences included."""
+def run(command: list[str], folder: str, width: int = WIDTH, height: int = HEIGHT) -> str:
+    """Everything that `command` writes to a terminal of `width` x `height`, control sequences included."""
     parent, child = pty.openpty()
-    fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", HEIGHT, WIDTH, 0, 0))
+    fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
     env = {**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor"}
     env = {name: value for name, value in env.items() if name not in ("NO_COLOR", "COLUMNS", "LINES")}
     process = subprocess.Popen(command, stdin=child, stdout=child, stderr=child, cwd=folder, env=env)

@@ -31,7 +31,7 @@ from torch import Tensor
 
 import hyperstack as hs
 from hyperstack.tasks import Data, Task, get_task
-from hyperstack.telemetry import Recorder
+from hyperstack.telemetry.recorder import Recorder
 from hyperstack.training import Plan, Trainer
 
 HERE = Path(__file__).parent

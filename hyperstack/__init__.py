@@ -4,107 +4,28 @@ import hyperstack as hs
 
 opt = hs.HyperOptimizer(model.parameters(), "Adam / SGD(1e-5, clip)")
 opt = hs.HyperOptimizer(model.parameters(), hs.Adam / hs.SGD(1e-5, clip=True))
+
+What is named here is loaded when it is first asked for, so that reading a record does without torch.
 """
 
-from hyperstack.dsl import parse
-from hyperstack.errors import HyperstackError, InputError, RunError, StackError
-from hyperstack.hyperparameter import (
-    NON_NEGATIVE,
-    POSITIVE,
-    UNIT,
-    Hyperparameter,
-    Interval,
-    fixed,
-    fixed_after,
-    free,
-    learned,
-    lin,
-    log,
-    logit,
-    per_tensor,
-    square,
-)
-from hyperstack.numerics import huberize
-from hyperstack.optimizer import HyperOptimizer
-from hyperstack.rule import RULES, Option, Rule, Stack
-from hyperstack.rules import (
-    ALRC,
-    LAMB,
-    LAMBC,
-    SGD,
-    AdaBound,
-    AdaGrad,
-    Adam,
-    AdamW,
-    AMSGrad,
-    Lion,
-    NAdam,
-    RAdam,
-    RMSProp,
-    Yogi,
-)
-from hyperstack.transforms import AGC as agc
-from hyperstack.transforms import TRANSFORMS, Transform
-from hyperstack.transforms import Adaptive as adaptive
-from hyperstack.transforms import Centralize as centralize
-from hyperstack.transforms import Cosine as cosine
-from hyperstack.transforms import Cumulative as cumulative
-from hyperstack.transforms import Norm as norm
-from hyperstack.transforms import Normalize as normalize
-from hyperstack.transforms import Percentile as percentile
-from hyperstack.transforms import Value as value
-from hyperstack.version import __version__
+import importlib
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "ALRC",
-    "LAMB",
-    "LAMBC",
-    "NON_NEGATIVE",
-    "POSITIVE",
-    "RULES",
-    "SGD",
-    "TRANSFORMS",
-    "UNIT",
-    "AMSGrad",
-    "AdaBound",
-    "AdaGrad",
-    "Adam",
-    "AdamW",
-    "HyperOptimizer",
-    "Hyperparameter",
-    "HyperstackError",
-    "InputError",
-    "Interval",
-    "Lion",
-    "NAdam",
-    "Option",
-    "RAdam",
-    "RMSProp",
-    "Rule",
-    "RunError",
-    "Stack",
-    "StackError",
-    "Transform",
-    "Yogi",
-    "__version__",
-    "adaptive",
-    "agc",
-    "centralize",
-    "cosine",
-    "cumulative",
-    "fixed",
-    "fixed_after",
-    "free",
-    "huberize",
-    "learned",
-    "lin",
-    "log",
-    "logit",
-    "norm",
-    "normalize",
-    "parse",
-    "per_tensor",
-    "percentile",
-    "square",
-    "value",
-]
+if TYPE_CHECKING:
+    from hyperstack.api import *  # noqa: F403
+    from hyperstack.api import __all__ as __all__
+
+from hyperstack.version import __version__ as __version__
+
+
+def __getattr__(name: str) -> object:
+    if name == "__all__" or not name.startswith("_"):
+        api = importlib.import_module("hyperstack.api")
+        globals().update({known: getattr(api, known) for known in api.__all__}, __all__=api.__all__)
+        if name in globals():  # a module, as in hyperstack.tasks, is there as soon as it was imported
+            return globals()[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *importlib.import_module("hyperstack.api").__all__})

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import MISSING, fields
 from typing import Any
 
+import hyperstack.rules  # noqa: F401  (they are known from then on)
 from hyperstack.errors import InputError, StackError
 from hyperstack.hyperparameter import MODIFIERS, WORDS, Setting, as_setting, fixed_after, free
 from hyperstack.rule import RULES, Rule, Stack, nearest

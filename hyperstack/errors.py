@@ -8,7 +8,9 @@ built-in exception that `torch.optim` would raise, so that existing `except` cla
 from __future__ import annotations
 
 import copyreg
+import errno
 import textwrap
+from pathlib import Path
 from typing import Any
 
 
@@ -52,6 +54,13 @@ class StackError(InputError):
             why="\n".join(parts),
             instead="write, for example: Adam / SGD(1e-5, clip)",
         )
+
+
+def write_error(path: Path, error: OSError) -> HyperstackError:
+    """An InputError where the place may not be written to at all, a RunError where the machine fails (a full disk)."""
+    forbidden = isinstance(error, PermissionError) or error.errno == errno.EROFS
+    kind, instead = (InputError, "choose another folder") if forbidden else (RunError, "")
+    return kind(f"cannot write {path}", why=str(error.strerror or error), instead=instead)
 
 
 def _underlined(text: str, start: int, end: int, message: str, width: int = 68) -> str:

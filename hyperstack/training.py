@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import math
-import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from hyperstack.batches import Batches
 from hyperstack.devices import device_failures
 from hyperstack.errors import InputError
 from hyperstack.level import scalar_dtype
 from hyperstack.optimizer import HyperOptimizer
 from hyperstack.tasks import Data, Task
-from hyperstack.telemetry import JsonLines, Recorder, Sink
+from hyperstack.telemetry.jsonl import JsonLines
+from hyperstack.telemetry.outputs import outputs
 from hyperstack.telemetry.plan import Plan
+from hyperstack.telemetry.recorder import Recorder
 from hyperstack.telemetry.runfolder import RunFolder
-from hyperstack.version import __version__
+from hyperstack.telemetry.sinks import Sink
+from hyperstack.telemetry.summary import number, plain, versions
 
-__all__ = ["Epoch", "Plan", "Trainer", "as_json", "epoch_order", "plain", "train"]
+__all__ = ["Epoch", "Plan", "Trainer", "train"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Trainer:
         device = data.train_inputs.device
         self.model = task.model().to(device)
         self.opt = HyperOptimizer(self.model.named_parameters(), plan.stack, compile=plan.compile)
+        self.source = Batches(task, data)
         self.epoch = self.batch = self.steps = 0
         self.seconds = 0.0
         self.total = torch.zeros((), dtype=scalar_dtype(device), device=device)
@@ -75,7 +78,7 @@ class Trainer:
         """Train until the plan is fulfilled, the network has diverged, or `stop()` is true after a step."""
         started = time.perf_counter() - self.seconds
         while not self.finished:
-            order = self._order()
+            order = self.source.order(self.plan.seed, self.epoch)
             while self.batch < self.batches:
                 if stop():
                     self.seconds = time.perf_counter() - started
@@ -86,13 +89,10 @@ class Trainer:
             self.seconds = time.perf_counter() - started
             after_epoch(self.epochs[-1])
 
-    def _order(self) -> Tensor:
-        return epoch_order(self.plan.seed, self.epoch, self.data)
-
     def _step(self, chosen: Tensor) -> Tensor:
         self.opt.zero_grad()
-        outputs = self.model(self.data.train_inputs[chosen])
-        losses = self.task.losses(outputs, self.data.train_targets[chosen])
+        inputs, targets = self.source.training(chosen, self.plan.seed, self.epoch, self.batch)
+        losses = self.task.losses(self.model(inputs), targets)
         self.opt.backward(losses)
         self.opt.step()
         self.steps, self.batch = self.steps + 1, self.batch + 1
@@ -109,13 +109,12 @@ class Trainer:
         self.diverged = not (finite and math.isfinite(train_loss))
 
     @torch.no_grad()
-    def test_error(self, batch_size: int = 2000) -> float:
+    def test_error(self) -> float:
         """The mean error on the test examples, 0 to 1."""
         self.model.eval()
-        parts = zip(self.data.test_inputs.split(batch_size), self.data.test_targets.split(batch_size), strict=True)
-        errors = torch.cat([self.task.error(self.model(x), y) for x, y in parts])
+        errors = [self.task.error(self.model(inputs), targets) for inputs, targets in self.source.testing()]
         self.model.train()
-        return float(errors.cpu().double().mean())
+        return float(torch.cat(errors).cpu().double().mean())
 
     def checkpoint(self) -> dict[str, Any]:
         """Everything that a resumed run needs, as tensors and plain values."""
@@ -173,37 +172,15 @@ class Trainer:
             "epochs_planned": self.plan.epochs,
             "steps": self.steps,
             "seconds": round(self.seconds, 3),
-            "train_loss": as_json(last.train_loss) if last else None,
+            "train_loss": number(last.train_loss) if last else None,
             "test_error": last.test_error if last else None,
             "diverged": self.diverged,
             "finished": self.finished,
             "hyperparameters": {k: plain(v) for k, v in self.opt.hyperparameters().items()},
             "nonfinite": {k: int(v) for k, v in self.opt.nonfinite_counts().items() if int(v)},
-            "history": [{**asdict(e), "train_loss": as_json(e.train_loss)} for e in self.epochs],
-            "versions": {
-                "hyperstack": __version__,
-                "torch": torch.__version__,
-                "numpy": np.__version__,
-                "python": platform.python_version(),
-            },
+            "history": [{**asdict(e), "train_loss": number(e.train_loss)} for e in self.epochs],
+            "versions": versions(),
         }
-
-
-def epoch_order(seed: int, epoch: int, data: Data) -> Tensor:
-    """The examples of an epoch in random order: a function of seed and epoch, so that a run can resume."""
-    mixed = int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0])
-    order = torch.randperm(len(data.train_inputs), generator=torch.Generator().manual_seed(mixed >> 1))
-    return order.to(data.train_inputs.device)
-
-
-def as_json(x: float) -> float | None:
-    """A number as JSON has it: not-a-number and infinity are null."""
-    return x if math.isfinite(x) else None
-
-
-def plain(value: Tensor) -> float | list[float | None] | None:
-    """A tensor of at most one dimension as JSON has it."""
-    return as_json(value.item()) if value.dim() == 0 else [as_json(x) for x in value.tolist()]
 
 
 def train(
@@ -227,8 +204,9 @@ def train(
         if resume:
             trainer.restore(folder.read_checkpoint(data.train_inputs.device))
         recorded = trainer.steps - trainer.steps % plan.record_every
-        record = JsonLines(folder.record, after=recorded if resume else None)
-        with Recorder(trainer.opt, [record, *sinks], plan.record_every) as recorder:
+        after = recorded if resume else None
+        written = [JsonLines(folder.record, after), *outputs(plan.sinks, folder, after)]
+        with Recorder(trainer.opt, [*written, *sinks], plan.record_every) as recorder:
 
             def save() -> None:
                 recorder.fetch()  # first the rows: a checkpoint counts on every row before it
@@ -238,7 +216,7 @@ def train(
                 save()
                 after_epoch(trainer, epoch)
 
-            folder.begin(plan)
+            folder.begin({**plan.as_dict(), "epoch_steps": trainer.batches})
             if not resume:
                 save()
             trainer.run(recorder, stop, epoch_ended)

@@ -13,12 +13,12 @@ from toy import BATCHES, STACK, Toy, assert_same_run, command, contents, ok, sam
 
 import hyperstack as hs
 from hyperstack import tasks
-from hyperstack.telemetry import read_record
+from hyperstack.reports.text import number, percent, shortened
+from hyperstack.telemetry.jsonl import read_record
 from hyperstack.telemetry.runfolder import RunFolder
 from hyperstack.wrapper import WRAPPERS
 from hyperstack_cli.interrupt import Interrupt
 from hyperstack_cli.main import cli
-from hyperstack_cli.screen import number, percent, shortened
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
@@ -28,7 +28,8 @@ pytestmark = pytest.mark.usefixtures("elsewhere")
 
 def test_train_writes_a_run(finished):
     path, output, remarks = finished
-    assert sorted(p.name for p in path.iterdir()) == ["checkpoint.pt", "plan.json", "record.jsonl", "summary.json"]
+    files = ["checkpoint.pt", "plan.json", "record.jsonl", "record.rows", "summary.json"]
+    assert sorted(p.name for p in path.iterdir()) == files
     summary = json.loads((path / "summary.json").read_text())
     assert summary["stack"] == "Adam(0.01) / SGD(0.01, clip) / SGD"
     assert (summary["epochs"], summary["steps"], summary["batch_size"]) == (2, 2 * BATCHES, 32)
@@ -92,7 +93,7 @@ def test_a_diverged_run_is_a_result(tmp_path):
     )
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["diverged"] is True
-    assert "diverged after 1 epochs" in ok("inspect", "run")
+    assert "diverged: 1 epoch, 10 steps" in ok("inspect", "run")
     output = ok("train", "toy", "--out", "run", "--resume", "--epochs", 9)
     assert output.startswith("run is finished already\ndiverged in epoch 1")
 
@@ -139,7 +140,7 @@ def test_ctrl_c_ends_a_run_that_can_go_on_bit_for_bit(tmp_path, run, monkeypatch
         130,
         "interrupted after step 13, with a checkpoint; to go on:\n  hyperstack train toy --out run --resume\n",
     )
-    assert "interrupted after 1 epochs, 13 steps (13 recorded)" in ok("inspect", "run")
+    assert "interrupted: 1 epoch, 13 steps (13 recorded)" in ok("inspect", "run")
     code, output, _ = command("train", "toy", "--out", "run", "--resume")
     assert code == 0
     assert_same_run(run, tmp_path / "run")
@@ -315,12 +316,13 @@ def test_every_file_of_verbs_is_a_verb_that_explains_itself():
 
 
 def test_the_help_of_train_names_every_task():
-    text = " ".join(ok("train", "--help").split())
+    text = ok("train", "--help")
     for name, task in tasks.TASKS.items():
-        assert name in text
-        assert f"{name}: {task.epochs}" in text
-        assert f"{name}: {task.batch_size}" in text
-        assert f"{name}: {task.threads}" in text or task.threads is None
+        line = rf"^ +{name} +{task.epochs} +{task.batch_size}  {re.escape(task.summary)}$"
+        assert re.search(line, text, re.MULTILINE), line
+    single = [name for name, task in tasks.TASKS.items() if task.threads == 1]
+    assert f"1 for {' and '.join(single)}, else" in " ".join(text.split())
+    assert all(task.threads in (1, None) for task in tasks.TASKS.values())
 
 
 def test_the_version_is_the_packages():
@@ -337,7 +339,7 @@ def test_help_does_not_wait_for_torch():
         "        main()\n"
         "    except SystemExit as end:\n"
         "        assert end.code == 0\n"
-        "slow = {'torch', 'numpy', 'hyperstack'} & set(sys.modules)\n"
+        "slow = {'torch', 'numpy'} & set(sys.modules)\n"
         "sys.exit(f'{slow} imported' if slow else 0)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from toy import assert_same_run, command, contents
 
-from hyperstack.telemetry import read_record
+from hyperstack.telemetry.jsonl import read_record
 
 TOY = [sys.executable, str(Path(__file__).with_name("toy.py"))]
 REAL = [sys.executable, "-m", "hyperstack_cli"]

@@ -32,7 +32,7 @@ def generator(name):
     return module
 
 
-console, results, picture = map(generator, ("make_console", "make_results", "make_picture"))
+console, results, picture, screens = map(generator, ("make_console", "make_results", "make_picture", "make_screens"))
 
 PAGES = console.pages()
 TEXTS = {page: page.read_text() for page in PAGES}
@@ -99,6 +99,10 @@ def test_the_rule_of_the_examples(visitor):
     runpy.run_path(ROOT / "examples" / "custom_rule.py", run_name="__main__")
 
 
+def test_the_task_of_the_examples():
+    runpy.run_path(ROOT / "examples" / "custom_task.py", run_name="__main__")
+
+
 @pytest.mark.slow
 def test_the_loop_of_the_examples():
     runpy.run_path(ROOT / "examples" / "mnist_loop.py", run_name="__main__")
@@ -150,6 +154,7 @@ def test_numbers_are_masked_and_nothing_else():
     assert console.masked("x 0.50, 1.2e-07 after 1,175 steps: mnist-001, 0.lr = -3 %") == [
         *["x", "N,", "N", "after", "N", "steps:", "mnist-001,", "N.lr", "=", "N", "%"]
     ]
+    assert console.masked("on 2026-11-22 23:07 UTC ▁▂ █  0.5") == ["on", "WHEN", "CURVE", "N"]
 
 
 # ---- tables and pictures
@@ -175,6 +180,23 @@ def test_the_picture_is_a_terminal_that_trained():
     assert "$hyperstack train mnist" in shown  # the prompt is a piece of its own
     assert "test error" in shown
     assert "url(" not in re.sub(r"url\(#", "", picture.TARGET.read_text()), "the picture loads something from outside"
+
+
+def test_the_screens_are_those_of_the_table_and_fit():
+    page = ROOT / "docs" / "screens.md"
+    shown = [block["body"].splitlines() for block in blocks(page, "text")]
+    expected = [(f"$ {screen.command}", width) for screen in screens.SCREENS for width in screens.WIDTHS]
+    assert [lines[0] for lines in shown] == [command for command, _ in expected]
+    for lines, (_, width) in zip(shown, expected, strict=True):
+        assert max(map(len, lines[1:])) <= width
+        assert len(lines) > 5
+    assert "\x1b" not in TEXTS[page]
+
+
+@pytest.mark.slow
+def test_the_screens_are_what_the_verbs_show_up_to_numbers():
+    """Where this fails: python docs/make_screens.py."""
+    assert screens.masked(screens.page()) == screens.masked(screens.TARGET.read_text())
 
 
 # ---- links
@@ -208,7 +230,8 @@ def test_every_page_is_linked_from_the_readme():
 
 def test_the_map_names_every_file():
     tree = next(block["body"] for block in blocks(ROOT / "README.md", "text") if "hyperstack/" in block["body"])
-    for folder in ("hyperstack", "hyperstack/telemetry", "cli/hyperstack_cli", "examples", "docs"):
+    packages = ("hyperstack", "hyperstack/telemetry", "hyperstack/reports", "cli/hyperstack_cli")
+    for folder in (*packages, "examples", "docs"):
         for path in (ROOT / folder).iterdir():
             if path.suffix in (".py", ".md", ".svg", "") and not path.name.startswith(("_", ".")):
                 assert path.name in tree, f"the README's map lacks {name_of(path)}"

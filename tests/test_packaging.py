@@ -40,16 +40,17 @@ def constraints():
 
 def needed(names, extra=""):
     """Everything that these packages need, and what that needs, and so on, by canonical name."""
-    found, waiting = set(), [(name, extra) for name in names]
+    found, waiting, seen = set(), [(name, extra) for name in names], set()
     while waiting:
         name, extra = waiting.pop()
         for text in importlib.metadata.requires(name) or []:
             requirement = Requirement(text)
             wanted = requirement.marker is None or requirement.marker.evaluate({"extra": extra})
-            if wanted and canonicalize_name(requirement.name) not in found:
-                found.add(canonicalize_name(requirement.name))
-                waiting += [(requirement.name, "")]
-    return found
+            asked = {(requirement.name, more) for more in requirement.extras or [""]} if wanted else set()
+            found |= {canonicalize_name(name) for name, _ in asked}
+            waiting += asked - seen
+            seen |= asked
+    return found - {canonicalize_name(name) for name in names}
 
 
 @functools.cache
@@ -89,7 +90,9 @@ def test_the_command_is_installed():
 def test_what_is_imported_is_declared():
     declared = {Requirement(text).name for text in PROJECT["project"]["dependencies"]}
     known = {*sys.stdlib_module_names, *declared, *FOLDERS}
-    optional = {"gdtuo"}  # what a verb compares with, where it is installed
+    extras = PROJECT["project"]["optional-dependencies"]
+    named = [Requirement(text).name for extra in ("plots", "tensorboard") for text in extras[extra]]
+    optional = {"gdtuo", "PIL", *named}  # used where they are installed; PIL is Pillow
     for path, tree in sources().items():
         for node in ast.walk(tree):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
@@ -114,7 +117,7 @@ def test_whatever_the_tests_and_linters_need_has_its_version():
 def test_the_versions_are_those_that_the_project_allows():
     extras = PROJECT["project"]["optional-dependencies"]
     known = constraints()
-    for text in [*PROJECT["project"]["dependencies"], *extras["test"], *extras["dev"]]:
+    for text in [*PROJECT["project"]["dependencies"], *(text for extra in extras.values() for text in extra)]:
         requirement = Requirement(text)
         if requirement.name != "hyperstack":
             version = str(known[canonicalize_name(requirement.name)].specifier).removeprefix("==")

@@ -1,20 +1,28 @@
 """Rows on their way from a tower to a file and back, and what is said of them."""
 
+import gc
 import json
 import os
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from toy import contents
 
 import hyperstack as hs
 from hyperstack import buffers
 from hyperstack.errors import InputError, RunError
-from hyperstack.telemetry import JsonLines, Record, Recorder, read_record
+from hyperstack.reports.series import ASCII, BLOCKS, binned, sparkline
+from hyperstack.reports.statistics import statistics, tensor_statistics
+from hyperstack.telemetry.jsonl import JsonLines, read_record
+from hyperstack.telemetry.mirror import beside
 from hyperstack.telemetry.plan import Plan
+from hyperstack.telemetry.record import Record
+from hyperstack.telemetry.recorder import Recorder
 from hyperstack.telemetry.runfolder import RunFolder
-from hyperstack.telemetry.statistics import statistics, tensor_statistics
 
 COLUMNS = ["step", "loss", "0.lr.value", "0.lr.grad", "0.lr.clip"]
 ROWS = np.array(
@@ -83,12 +91,47 @@ def test_rows_are_readable_as_soon_as_they_are_flushed(tmp_path):
     sink.close()
 
 
-def test_long_records_are_read_in_blocks(tmp_path):
+@pytest.fixture
+def short_blocks(monkeypatch):
+    monkeypatch.setattr("hyperstack.telemetry.jsonl.BLOCK", 3)
+    monkeypatch.setattr("hyperstack.telemetry.mirror.BLOCK", 3)
+    monkeypatch.setattr("hyperstack.telemetry.mirror.PROBES", 4)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 6, 10])
+@pytest.mark.parametrize("known", [0, 1, 2, 5, 10, None])
+def test_long_records_are_read_in_blocks_from_text_and_mirror(tmp_path, short_blocks, count, known):
+    rows = np.random.default_rng(count).standard_normal((count, 5))
+    rows[:, 0] = np.arange(count)
+    path = written(tmp_path / "record.jsonl", rows)
+    if known is None:
+        beside(path).unlink()
+    else:  # what a killed run leaves: whole rows, and a part of one
+        beside(path).write_bytes(beside(path).read_bytes()[: known * 6 * 8 + 20])
+    assert read(path).tobytes() == rows.tobytes()
+
+
+@pytest.mark.parametrize("row", [0, 4, 9])
+def test_a_mirror_that_disagrees_is_left_aside(tmp_path, short_blocks, row):
     rows = np.arange(50.0).reshape(10, 5)
     path = written(tmp_path / "record.jsonl", rows)
-    for block in (1, 3, 5, 10, 11):
-        record = read_record(path, block)
-        assert np.stack(list(record.columns.values()), axis=1).tolist() == rows.tolist()
+    numbers = np.fromfile(beside(path), "<f8").reshape(10, 6)
+    for column, wrong in [(3, 0.5), (0, 0.0), (0, 1e300), (0, np.nan)]:
+        changed = numbers.copy()
+        changed[row if column else slice(row, None), column] = wrong
+        beside(path).write_bytes(changed.tobytes())
+        probed = row in (0, 9) or column == 0
+        assert (read(path).tobytes() == rows.tobytes()) or not probed
+
+
+def test_the_mirror_goes_on_behind_a_step_or_is_given_up(tmp_path):
+    path = written(tmp_path / "record.jsonl")
+    written(path, [[9, 1.0, 1.0, 1.0, 1.0]], after=3)
+    assert np.fromfile(beside(path), "<f8").reshape(-1, 6)[:, 1].tolist() == [1, 2, 3, 9]
+    beside(path).write_bytes(beside(path).read_bytes()[: 6 * 8])  # of an older run
+    written(path, [[10, 1.0, 1.0, 1.0, 1.0]], after=9)
+    assert not beside(path).exists()
+    assert read(path)[:, 0].tolist() == [1, 2, 3, 9, 10]
 
 
 LINES = {
@@ -203,6 +246,7 @@ def test_a_full_disk_is_a_failed_run(tmp_path):
     with pytest.raises(RunError, match="No space left"):
         sink.close()
     sink.close()
+    gc.collect()  # a file that was left open would say so now
 
 
 def test_a_place_where_nothing_may_be_written_is_named(tmp_path):
@@ -407,7 +451,7 @@ PLAN = Plan(task="mnist", stack="Adam", epochs=5, seed=0, device="cpu", batch_si
 
 def test_a_plan_comes_back(tmp_path):
     run = RunFolder.create(tmp_path / "a" / "b")
-    run.begin(PLAN)
+    run.begin(PLAN.as_dict())
     assert RunFolder.existing(tmp_path / "a" / "b").read_plan() == PLAN
     assert run.read_summary() is None
 
@@ -474,11 +518,12 @@ def test_a_damaged_summary_is_refused(tmp_path, text):
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     run = RunFolder(tmp_path)
     run.write_checkpoint({"steps": 1})
-    run.begin(PLAN)
+    run.begin(PLAN.as_dict())
     before = contents(tmp_path)
     full = os.open("/dev/full", os.O_WRONLY)
     monkeypatch.setattr("os.fsync", lambda number: os.write(full, b"x"))
-    for write in (lambda: run.write_checkpoint({"steps": 2}), lambda: run.write_summary({}), lambda: run.begin(PLAN)):
+    writes = (lambda: run.write_checkpoint({"steps": 2}), lambda: run.write_summary({}), lambda: run.begin({}))
+    for write in writes:
         with pytest.raises(RunError, match="No space left"):
             write()
     os.close(full)
@@ -501,3 +546,29 @@ def test_files_have_the_permissions_that_the_user_wants(tmp_path):
     finally:
         os.umask(before)
     assert (tmp_path / "checkpoint.pt").stat().st_mode & 0o777 == 0o640
+
+
+# ---- series as text
+
+
+def test_a_series_in_parts():
+    values = np.array([1.0, 3.0, np.nan, 5.0, np.inf, np.nan, 10.0, 1000.0])
+    assert binned(values, 4).tolist()[:2] == [2.0, 5.0]
+    assert np.isnan(binned(values, 4)[2])
+    np.testing.assert_allclose(binned(values, 4, log=True)[[0, 3]], [np.log10(3) / 2, 2.0])
+    np.testing.assert_allclose(binned(np.full(5, 1.7e308), 1), 1.7e308)
+    assert binned(np.array([0.0, -1.0, 10.0]), 9, log=True).tolist()[2:] == [1.0]
+
+
+@given(hnp.arrays(np.float64, st.integers(0, 60)), st.integers(1, 40), st.booleans(), st.booleans())
+def test_any_series_is_a_line(values, width, log, ascii_only):
+    line = sparkline(values, width, log, ascii_only)
+    assert len(line) == min(width, len(values))
+    assert set(line) <= set((ASCII if ascii_only else BLOCKS) + " ")
+
+
+def test_a_series_rises_and_falls():
+    assert sparkline(np.arange(8.0), 8) == BLOCKS
+    assert sparkline(10.0 ** np.arange(8), 8, log=True, ascii_only=True) == ASCII
+    assert sparkline(np.array([2.0, 2.0, np.nan]), 8) == "▁▁ "
+    assert sparkline(np.array([-1e308, 1e308]), 8) == "▁█"

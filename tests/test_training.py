@@ -10,7 +10,7 @@ from toy import BATCHES, DATA, PLAN, Toy, assert_same_run, contents, train_toy
 
 import hyperstack as hs
 from hyperstack.errors import InputError, RunError
-from hyperstack.telemetry import read_record
+from hyperstack.telemetry.jsonl import read_record
 from hyperstack.telemetry.runfolder import RunFolder
 from hyperstack.training import Trainer
 
@@ -345,7 +345,13 @@ def test_a_full_disk_is_a_failed_run_that_can_go_on(tmp_path, straight, monkeypa
     assert error.value.exit_code == 1
     monkeypatch.undo()
     os.close(full)
-    assert [name.name for name in sorted(contents(path))] == ["checkpoint.pt", "plan.json", "record.jsonl"]
+    left = [name.name for name in sorted(contents(path))]
+    assert left == [
+        "checkpoint.pt",
+        "plan.json",
+        "record.jsonl",
+        "record.rows",
+    ]
     train_toy(path, resume=True)
     assert_same_run(straight(), path)
 

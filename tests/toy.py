@@ -67,9 +67,9 @@ PLAN = Plan(task="toy", stack="Adam / SGD(1e-05)", epochs=3, seed=0, device="cpu
 DATA = Toy().load(None, torch.device("cpu"))
 
 
-def train_toy(path, *, resume=False, stop_at=None, sinks=(), **changes):
-    """Train into `path`, interrupted after step `stop_at`; the summary."""
-    plan = replace(PLAN, **changes)
+def train_toy(path, *, resume=False, stop_at=None, sinks=(), written=(), **changes):
+    """Train into `path`, interrupted after step `stop_at`; the summary. `written`: the sinks of the plan."""
+    plan = replace(PLAN, sinks=written, **changes)
     run = RunFolder(path) if resume else RunFolder.create(path)
     before = run.read_summary() if resume and stop_at is not None else None
     asked = itertools.count(before["steps"] if before else 0)

@@ -8,42 +8,33 @@ from __future__ import annotations
 
 import math
 import sys
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from rich.console import Group
 from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
 from rich.text import Text
 
-from hyperstack_cli.screen import err, number, percent, shortened, silence
+from hyperstack.reports.text import number, percent
+from hyperstack_cli.screen import err, silence
+from hyperstack_cli.tower import TowerView, headline
 
 if TYPE_CHECKING:
-    from hyperstack.rule import Stack
     from hyperstack.telemetry.plan import Plan
-    from hyperstack.telemetry.recorder import Rows
+    from hyperstack.telemetry.sinks import Rows
     from hyperstack.training import Epoch, Trainer
-
-AROUND = 5  # lines of the screen that are not for hyperparameters: the bar, the headings, what follows
 
 
 class Display:
     """Shows a run while it trains; a context manager, and a sink of its recorder."""
 
-    def __init__(self, plan: Plan, stack: Stack, examples: int, quiet: bool) -> None:
+    def __init__(self, plan: Plan, examples: int, quiet: bool) -> None:
         self.plan, self.quiet = plan, quiet
-        self.levels = [type(level).__name__ for level in stack]
-        self.clips = [bool(level.clip) for level in list(stack)[1:]] + [False]  # by the level that is clipped
-        self.per_epoch = math.ceil(examples / plan.batch_size)
-        self.steps = self.per_epoch * plan.epochs
         self.console = err()
+        steps = math.ceil(examples / plan.batch_size) * plan.epochs
+        self.view = TowerView(self.console, plan.as_dict(), steps)
         self.live: Live | None = None
         self.columns: list[str] = []
-        self.row: dict[str, float] = {}
-        self.started: tuple[float, float] | None = None
 
     def __enter__(self) -> Display:
         if not self.quiet:
@@ -51,8 +42,7 @@ class Display:
         return self
 
     def _start(self) -> None:
-        head = f"{self.plan.task} · {self.plan.stack} · seed {self.plan.seed} · {self.plan.device}"
-        self.console.print(Text(shortened(head, 3 * self.console.width), style="bold"))
+        self.console.print(headline(self.plan.as_dict(), self.console.width))
         if self.console.is_terminal and not self.console.is_dumb_terminal:
             self.live = Live(console=self.console, auto_refresh=False, transient=False)
             self.live.start()
@@ -67,12 +57,10 @@ class Display:
 
     def write(self, rows: Rows) -> None:
         """Show the last of these rows."""
-        self.row = dict(zip(self.columns, rows[-1].tolist(), strict=True))
-        if self.started is None:
-            self.started = (time.perf_counter(), self.row["step"])
+        row = dict(zip(self.columns, rows[-1].tolist(), strict=True))
         if self.live:
             live = self.live
-            self._try(lambda: live.update(self._view(), refresh=True))
+            self._try(lambda: live.update(self.view.draw(row), refresh=True))
 
     def flush(self) -> None:
         """Rows are shown as they come."""
@@ -100,56 +88,3 @@ class Display:
                 live, self.live = self.live, None
                 with suppress(OSError):
                     live.stop()
-
-    def _view(self) -> Group:
-        return Group(self._bar(), self._table())
-
-    def _bar(self) -> Table:
-        step, width = int(self.row["step"]), self.console.width
-        assert self.started is not None
-        elapsed, done = time.perf_counter() - self.started[0], step - self.started[1]
-        bar = Table.grid(padding=(0, 1), expand=True)
-        bar.add_column(no_wrap=True)
-        bar.add_column(ratio=1, min_width=3)
-        bar.add_column(no_wrap=True)
-        state = f"loss {number(self.row['loss'])}"
-        if width >= 60 and done and elapsed > 0.1:
-            left = (self.steps - step) * elapsed / done
-            state += f"  {done * self.plan.batch_size / elapsed:,.0f} examples/s"
-            state += f"  {_clock(left)} left" if step < self.steps else ""
-        place = f"{step:,}/{self.steps:,}"
-        bar.add_row(f"step {place}" if width >= 40 else place, ProgressBar(self.steps, step), state)
-        return bar
-
-    def _table(self) -> Table:
-        """A row for each hyperparameter, as many as the screen has room for."""
-        width = self.console.width
-        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-        table.add_column("level", no_wrap=True, style="bold")
-        table.add_column("", no_wrap=True)
-        shown = [title for title, least in (("value", 0), ("hypergradient", 45), ("clip", 55)) if width >= least]
-        for title in shown:
-            table.add_column(title, justify="right", no_wrap=True, min_width=min(8, width // 4))
-        keys = [column.removesuffix(".value") for column in self.columns if column.endswith(".value")]
-        room = max(1, self.console.height - AROUND)
-        before = None
-        for key in keys if len(keys) <= room else keys[: room - 1]:
-            level, name = key.rsplit(".", 1)
-            label = f"{level} {self.levels[int(level)]}"
-            table.add_row(label if level != before else "", name, *self._cells(key)[: len(shown)])
-            before = level
-        if len(keys) > room:
-            table.add_row("…", f"and {len(keys) - room + 1} more")
-        return table
-
-    def _cells(self, key: str) -> tuple[str, str, str]:
-        """Value, hypergradient and clip factor, this one only where there is a clip to apply it."""
-        value, grad, clip = (self.row[f"{key}.{what}"] for what in ("value", "grad", "clip"))
-        clipped = self.clips[int(key.split(".")[0])]
-        return number(value), number(grad, 3), f"x {clip:.2f}" if clipped else ""
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

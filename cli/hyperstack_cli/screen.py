@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import unicodedata
 from collections.abc import Iterable
@@ -12,8 +11,13 @@ from typing import TYPE_CHECKING, TextIO
 import click
 from rich.console import Console
 
+from hyperstack_cli.complete import RunPath
+
 if TYPE_CHECKING:
     from hyperstack.rule import Stack
+
+
+RUN = RunPath()  # the type of an argument that names a run folder, or several
 
 
 class Plain(Console):
@@ -41,26 +45,6 @@ def silence(stream: TextIO) -> None:
     """Send what is still written to a broken stream nowhere, so that Python does not fail on it when it ends."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-def number(x: float | None, digits: int = 4) -> str:
-    """A number as people read it, with so many digits: 0.00379, 1.2e-7, 1.175e5; a dash where there is none."""
-    if x is None:
-        return "-"
-    if not math.isfinite(x):
-        return "nan" if math.isnan(x) else "inf" if x > 0 else "-inf"
-    mantissa, e, exponent = f"{x + 0.0:.{digits}g}".partition("e")  # + 0.0 makes 0 of -0
-    return f"{mantissa}e{int(exponent)}" if e else mantissa
-
-
-def percent(x: float | None) -> str:
-    """A share from 0 to 1 in percent."""
-    return "-" if x is None else f"{100 * x:.2f} %"
-
-
-def shortened(text: str, width: int) -> str:
-    """`text` in at most `width` characters, with an ellipsis for what does not fit."""
-    return text if len(text) <= width else text[: max(0, width - 1)] + "…"
 
 
 class Whole(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.3 on

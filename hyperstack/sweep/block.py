@@ -11,13 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hyperstack.batches import Batches
 from hyperstack.dsl import parse
 from hyperstack.errors import RunError
 from hyperstack.level import scalar_dtype
 from hyperstack.sweep.networks import Networks
 from hyperstack.tasks import Data, Task
+from hyperstack.telemetry.summary import number, plain
 from hyperstack.together import Together
-from hyperstack.training import Epoch, Plan, as_json, epoch_order, plain
+from hyperstack.training import Epoch, Plan
 
 Result = dict[str, Any]
 
@@ -34,7 +36,7 @@ class Block:
     """
 
     def __init__(self, plans: Sequence[Plan], task: Task, data: Data) -> None:
-        self.plans, self.data = plans, data
+        self.plans, self.data, self.source = plans, data, Batches(task, data)
         device = data.train_inputs.device
         seeds = [plan.seed for plan in plans]
         self.networks = Networks(task, seeds, device)
@@ -50,26 +52,28 @@ class Block:
         """Train, and give the place and result of each run as it ends; nothing more after a step when `stop()`."""
         started, running = time.perf_counter(), set(range(len(self.plans)))
         while running and self.epoch < self.plans[0].epochs:
-            for chosen in self._batches():
+            for inputs, targets in self._batches():
                 if stop():
                     return
-                self._step(chosen)
+                self._step(inputs, targets)
             ended = self._end_epoch(running)
             seconds = time.perf_counter() - started
             for r in sorted(ended):
                 yield r, self._result(r, seconds)
             running -= ended
 
-    def _batches(self) -> Iterator[Tensor]:
-        """Which examples each step takes: [batch], or [runs, batch] where seeds differ."""
-        seeds = [plan.seed for plan in self.plans]
-        orders = {seed: epoch_order(seed, self.epoch, self.data) for seed in dict.fromkeys(seeds)}
-        shared = self.networks.shared
-        order = orders[seeds[0]] if shared else torch.stack([orders[seed] for seed in seeds])
-        yield from order.split(self.plans[0].batch_size, dim=-1)
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs and targets of each step: [batch, ...], or [runs, batch, ...] where seeds differ."""
+        seeds, size = [plan.seed for plan in self.plans], self.plans[0].batch_size
+        orders = {seed: self.source.order(seed, self.epoch).split(size) for seed in dict.fromkeys(seeds)}
+        for batch in range(len(orders[seeds[0]])):
+            found = {s: self.source.training(order[batch], s, self.epoch, batch) for s, order in orders.items()}
+            if self.networks.shared:
+                yield found[seeds[0]]
+            else:
+                yield torch.stack([found[s][0] for s in seeds]), torch.stack([found[s][1] for s in seeds])
 
-    def _step(self, chosen: Tensor) -> None:
-        inputs, targets = self.data.train_inputs[chosen], self.data.train_targets[chosen]
+    def _step(self, inputs: Tensor, targets: Tensor) -> None:
         try:
             losses, grads = self.networks.losses(inputs, targets)
             self.together.step(self.params, grads)
@@ -84,7 +88,7 @@ class Block:
     def _end_epoch(self, running: set[int]) -> set[int]:
         """Note what the epoch came to; which of the running runs have ended."""
         self.epoch += 1
-        errors = self.networks.errors(self.data.test_inputs, self.data.test_targets).tolist()
+        errors = self.networks.errors(self.source.testing()).tolist()
         losses = (self.total / math.ceil(len(self.data.train_inputs) / self.plans[0].batch_size)).tolist()
         self.total.zero_()
         finite = torch.stack([torch.isfinite(p.flatten(1)).all(1) for p in self.params]).all(0).tolist()
@@ -104,11 +108,11 @@ class Block:
             "steps": self.steps,
             "seconds": round(seconds, 3),
             "together": len(self.plans),
-            "train_loss": as_json(last.train_loss),
+            "train_loss": number(last.train_loss),
             "test_error": last.test_error,
             "diverged": diverged,
             "finished": True,
             "hyperparameters": {k: plain(v) for k, v in tower.hyperparameters().items()},
             "nonfinite": {k: int(v) for k, v in tower.nonfinite_counts().items() if int(v)},
-            "history": [{**asdict(e), "train_loss": as_json(e.train_loss)} for e in self.histories[r]],
+            "history": [{**asdict(e), "train_loss": number(e.train_loss)} for e in self.histories[r]],
         }

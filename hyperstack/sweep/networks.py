@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -54,15 +54,13 @@ class Networks:
         return {"losses": each.detach(), **grads}
 
     @torch.no_grad()
-    def errors(self, inputs: Tensor, targets: Tensor, batch_size: int = 2000) -> Tensor:
-        """The mean error of each run on these examples, 0 to 1, [runs] in float64."""
+    def errors(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+        """The mean error of each run on the examples of these batches, 0 to 1, [runs] in float64."""
         self.model.eval()
-        total = torch.zeros(len(next(iter(self.params.values()))), dtype=torch.float64)
-        for x, y in zip(inputs.split(batch_size), targets.split(batch_size), strict=True):
-            found = torch.vmap(self._errors, in_dims=(0, 0, None, None))(self.params, self.buffers, x, y)
-            total += found.cpu().double().sum(1)
+        of_all = torch.vmap(self._errors, in_dims=(0, 0, None, None))
+        found = [of_all(self.params, self.buffers, x, y) for x, y in batches]
         self.model.train()
-        return total / len(inputs)
+        return torch.cat(found, 1).cpu().double().mean(1)
 
     def _mean_loss(self, params: Tensors, buffers: Tensors, inputs: Tensor, targets: Tensor) -> Tensor:
         outputs = functional_call(self.model, {**params, **buffers}, (inputs,))

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hyperstack.batches import Batches
 from hyperstack.errors import InputError
 from hyperstack.sweep.grid import Cell, cells
 from hyperstack.tasks import Data, Task
@@ -117,7 +118,9 @@ def runs_that_fit(task: Task, data: Data, batch_size: int, jobs: int = 1) -> int
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):
-        task.losses(model(data.train_inputs[:batch_size]), data.train_targets[:batch_size])
+        first = torch.arange(min(batch_size, len(data.train_inputs)), device=data.train_inputs.device)
+        inputs, targets = Batches(task, data).training(first, 0, 0, 0)
+        task.losses(model(inputs), targets)
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     # Parameters, gradient, record, state and what a pull needs; and while a step is recorded, all that it computes.
     return max(1, min(MOST, math.floor(_memory(data.train_inputs.device) / 4 / jobs / (16 * size + 6 * saved[0] + 1))))

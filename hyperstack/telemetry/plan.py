@@ -13,7 +13,7 @@ class Plan:
     """What a run is asked to do. `stack` is canonical text with every name bound; `device` as torch names it.
 
     `threads`: on how many of the CPU's cores PyTorch computes; None leaves that as it is. `compile`: whether
-    torch.compile makes kernels of the optimizer's step.
+    torch.compile makes kernels of the optimizer's step. `sinks`: what is written beside the record, see `outputs`.
     """
 
     task: str
@@ -25,6 +25,7 @@ class Plan:
     record_every: int = 1
     threads: int | None = None
     compile: bool = False
+    sinks: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, content: object) -> Plan:
@@ -32,15 +33,17 @@ class Plan:
         if not isinstance(content, dict):
             raise ValueError("it is not a table of names and values")
         kinds: dict[Any, Any] = {"str": str, "int": int, "int | None": (int, type(None)), "bool": bool}
+        kinds["tuple[str, ...]"] = (list, tuple)
         chosen: dict[str, Any] = {f.name: content.get(f.name) for f in fields(cls)}
+        chosen["sinks"] = content.get("sinks", [])  # which earlier versions did not have
         wrong = [f.name for f in fields(cls) if not isinstance(chosen[f.name], kinds[f.type])]
         if wrong:
             raise ValueError(f"it lacks {', '.join(wrong)}, or holds something else there")
-        return cls(**chosen)
+        return cls(**{**chosen, "sinks": tuple(map(str, chosen["sinks"]))})
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
-        return asdict(self)
+        return {**asdict(self), "sinks": list(self.sinks)}
 
     def check_resumes(self, saved: Plan) -> None:
         """An InputError unless a run under plan `saved` can go on under this one.
@@ -49,7 +52,7 @@ class Plan:
         """
         for name, mine in self.as_dict().items():
             theirs = getattr(saved, name)
-            if name not in ("epochs", "device", "threads", "compile") and theirs != mine:
+            if name not in ("epochs", "device", "threads", "compile", "sinks") and theirs != mine:
                 raise InputError(
                     f"the checkpoint belongs to another {name.replace('_', ' ')}",
                     why=f"  the run: {theirs}\n  asked:   {mine}",

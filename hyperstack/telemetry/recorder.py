@@ -4,8 +4,9 @@ A row holds the step, the loss and, for each learned hyperparameter KEY, `KEY.va
 (its raw hypergradient, before clipping) and `KEY.clip` (the factor that clipping applied to it). Where a
 hyperparameter has one number a tensor, `value` is their mean and `grad` the norm of their gradients.
 
-Behind these stands what the primary level found: where it limits losses, `loss.bound` and `loss.limited`, the share of
-losses that were; where it clips the network's gradients, for each parameter `@NAME.norm`, of its gradient, and
+Behind these stand, for what the level above clips by the cumulative average of its norm, `KEY.average`, that average
+as the step left it; and what the primary level found: where it limits losses, `loss.bound` and `loss.limited`, the
+share of losses that were; where it clips the network's gradients, for each parameter `@NAME.norm`, of its gradient, and
 `@NAME.clip`, the factor; and what its rule keeps of each parameter, such as `@NAME.trust_ratio`.
 """
 
@@ -13,35 +14,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Protocol
+from contextlib import ExitStack
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from hyperstack.engine import Tower
 from hyperstack.optimizer import HyperOptimizer
+from hyperstack.telemetry.sinks import Rows, Sink
+from hyperstack.transforms import Cumulative
 
-Rows = NDArray[np.float64]
 LOSSES = {"bound": "bound", "limited": "share"}
 VECTOR = 64  # a multiple of what processors compute at once
-
-
-class Sink(Protocol):
-    """Where rows go. Rows arrive in blocks, in the order of their steps."""
-
-    def open(self, columns: list[str]) -> None:
-        """Called once, before any row, with the name of each column."""
-
-    def write(self, rows: Rows) -> None:
-        """A block of rows, shape [rows, columns]."""
-
-    def flush(self) -> None:
-        """Make what was written readable by others."""
-
-    def close(self) -> None:
-        """Called once, after the last row."""
 
 
 class Recorder:
@@ -74,11 +58,15 @@ class Recorder:
             keys = [f"{prefix}{k}.{name}" for k, level in enumerate(tower.levels) for name in level.learned]
             self.columns += [f"{key}.{what}" for key in keys for what in ("value", "grad", "clip")]
         for prefix, tower in self._towers:
+            self.columns += [f"{prefix}{key}.average" for key in _averages(tower)]
             self.columns += [f"{prefix}loss.{what}" for what in LOSSES if tower.levels[0].limits]
             names = tower.levels[0].names
             self.columns += [f"{prefix}@{name}.{what}" for what in tower.findings.shapes for name in names]
-        for sink in self.sinks:
-            sink.open(self.columns)
+        with ExitStack() as opened:
+            for sink in self.sinks:
+                sink.open(self.columns)
+                opened.callback(sink.close)
+            opened.pop_all()  # all or none
 
     @torch.no_grad()
     def record(self, step: int, loss: Tensor) -> None:
@@ -129,8 +117,19 @@ class Recorder:
         found = [columns, *(_columns(tower, rows) for tower, rows in zip(towers, cells[::2], strict=True))]
         for tower, rows, measured in zip(towers, cells[::2], cells[1::2], strict=True):
             parts = dict(zip(tower.climb.layout.shapes, rows.split(tower.climb.layout.sizes, dim=1), strict=True))
+            found += [parts[cell][:, i : i + 1] for cell, i in _averages(tower).values()]
             found += [parts[f"0.loss.{cell}"] for cell in LOSSES.values() if tower.levels[0].limits] + [measured]
         return torch.cat(found, dim=1)[:count].double().numpy()
+
+
+def _averages(tower: Tower) -> dict[str, tuple[str, int]]:
+    """For each learned hyperparameter under a cumulative clip: the cell with the averages, and its place there."""
+    found: dict[str, tuple[str, int]] = {}
+    for k, (level, above) in enumerate(zip(tower.levels, tower.levels[1:], strict=False)):
+        for i, transform in enumerate(above.rule.clip):
+            if isinstance(transform, Cumulative):
+                found |= {f"{k}.{name}": (f"{k + 1}.clip.{i}.average", j) for j, name in enumerate(level.learned)}
+    return found
 
 
 def _columns(tower: Tower, rows: Tensor) -> Tensor:

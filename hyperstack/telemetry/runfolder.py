@@ -2,6 +2,7 @@
 
 plan.json         what was asked for, written before the first step
 record.jsonl      one row a recorded step
+record.rows       the same as binary numbers, see `mirror`
 checkpoint.pt     everything a resumed run needs, replaced as a whole
 summary.json      the result, written at the end
 """
@@ -15,18 +16,21 @@ import uuid
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from hyperstack.errors import InputError
-from hyperstack.telemetry.jsonl import ANEW, NAME_A_RUN, Record, read_record, write_error
+from hyperstack.errors import InputError, write_error
+from hyperstack.telemetry.jsonl import NAME_A_RUN, read_record
 from hyperstack.telemetry.plan import Plan
+from hyperstack.telemetry.record import Record
+from hyperstack.telemetry.sinks import ANEW
+
+if TYPE_CHECKING:
+    import torch
 
 # What readers of a summary rely on; there is more in the file.
 NUMBER = (float, type(None))  # null where it is not finite
 SUMMARY: dict[str, type | tuple[type, ...]] = {
-    "epochs": int,
+    "epochs": (int, type(None)),  # null where a loop of the user's own did not say
     "steps": int,
     "seconds": float,
     "train_loss": NUMBER,
@@ -107,6 +111,15 @@ class RunFolder:
         except ValueError as error:
             raise InputError(f"{self.path / 'plan.json'} is damaged", why=str(error), instead=NAME_A_RUN) from None
 
+    def read_heading(self) -> dict[str, Any]:
+        """What any run says of itself, `task` and `stack`; one of `hyperstack train` its whole plan."""
+        heading = self._read_json("plan.json")
+        if not all(isinstance(heading.get(name), str) for name in ("task", "stack")):
+            raise InputError(
+                f"{self.path / 'plan.json'} is damaged", why="it lacks the task or the stack", instead=NAME_A_RUN
+            )
+        return heading
+
     def read_summary(self) -> dict[str, Any] | None:
         """The result, or None where the run has not ended."""
         path = self.path / "summary.json"
@@ -125,6 +138,8 @@ class RunFolder:
 
     def read_checkpoint(self, device: torch.device) -> dict[str, Any]:
         """The last checkpoint, tensors on `device`."""
+        import torch
+
         path = self.path / "checkpoint.pt"
         if not os.path.exists(path):
             raise InputError(f"{self.path} has no checkpoint", instead=ANEW)
@@ -135,9 +150,9 @@ class RunFolder:
             why = (str(error).splitlines() or [type(error).__name__])[0]
             raise InputError(f"{path} is damaged", why=why, instead=ANEW) from None
 
-    def begin(self, plan: Plan) -> None:
+    def begin(self, heading: dict[str, Any]) -> None:
         """Note what is asked for; a summary of how far the run came before no longer holds."""
-        self._write_json("plan.json", plan.as_dict())
+        self._write_json("plan.json", heading)
         try:
             (self.path / "summary.json").unlink(missing_ok=True)
         except OSError as error:
@@ -152,6 +167,8 @@ class RunFolder:
 
     def write_checkpoint(self, content: dict[str, Any]) -> None:
         """Replace the checkpoint, as a whole or not at all."""
+        import torch
+
         buffer = io.BytesIO()  # written straight to a full disk, torch.save dies of an error that hides the reason
         torch.save(content, buffer)
         self._write("checkpoint.pt", buffer.getbuffer())

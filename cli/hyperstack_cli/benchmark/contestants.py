@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
+import tempfile
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import hyperstack as hs
-from hyperstack.telemetry.recorder import Recorder, Rows
+from hyperstack.telemetry.recorder import Recorder
 from hyperstack_cli.benchmark.workloads import Workload
 
 Step = Callable[[Tensor, Tensor], float]
@@ -38,11 +42,11 @@ class Contestant:
 def _ordinary(
     optimizer: Callable[[nn.Module], torch.optim.Optimizer], record: bool = False
 ) -> Callable[[nn.Module, Workload], Trial]:
-    """The ordinary loop with an optimizer, and with a recorder that keeps every row if asked for."""
+    """The ordinary loop with an optimizer, and with a recorder that writes every row to a file if asked for."""
 
     def make(model: nn.Module, workload: Workload) -> Trial:
         opt = optimizer(model)
-        recorder = Recorder(opt, [_Nowhere()]) if record and isinstance(opt, hs.HyperOptimizer) else None
+        recorder = _recorder(opt) if record and isinstance(opt, hs.HyperOptimizer) else None
         count = 0
 
         def step(inputs: Tensor, targets: Tensor) -> float:
@@ -80,20 +84,18 @@ def _bytes(state: Any) -> int:
     return sum(found.values())
 
 
-class _Nowhere:
-    """A sink that drops its rows: what is measured is the recorder, not a disk."""
+def _recorder(opt: hs.HyperOptimizer) -> Recorder:
+    """A recorder as `hyperstack train` has it: text and binary rows, on the disk of temporary files until it ends."""
+    folder = tempfile.mkdtemp(prefix="hyperstack-bench-")
+    sink = hs.JsonLines(Path(folder) / "record.jsonl")
+    recorder = Recorder(opt, [sink])
 
-    def open(self, columns: list[str]) -> None:
-        """Nothing to open."""
+    def end() -> None:
+        sink.close()
+        shutil.rmtree(folder, ignore_errors=True)
 
-    def write(self, rows: Rows) -> None:
-        """Drop them."""
-
-    def flush(self) -> None:
-        """Nothing to flush."""
-
-    def close(self) -> None:
-        """Nothing to close."""
+    weakref.finalize(recorder, end)
+    return recorder
 
 
 def _gdtuo(model: nn.Module, workload: Workload) -> Trial:

@@ -8,15 +8,19 @@ from dataclasses import replace
 
 import click
 
-from hyperstack_cli.screen import number, out
+from hyperstack.reports.text import number
+from hyperstack_cli.screen import out
 
 WORKLOADS = ("mnist", "gpt", "resnet")
 EPILOG = """\b
 Examples:
-  hyperstack bench
-  hyperstack bench gpt resnet --seconds 60 --memory
-  hyperstack bench 1e4 1e5 1e6 1e7
-  hyperstack bench --only "torch Adam" --only "Adam / SGD"
+  hyperstack bench --seconds 5 --only "torch Adam" --only "Adam / SGD"
+  hyperstack bench 1e4 1e6 --seconds 1 --only "torch Adam" --only "Adam / SGD"
+  hyperstack bench mnist --seconds 1 --memory --json \\
+           --only "torch Adam" --only "Adam / SGD, recorded"
+
+\b
+Exit status: 0 measured, 1 the machine failed, 2 wrong input.
 """
 
 
@@ -41,6 +45,15 @@ def command(
 
     WORKLOAD is mnist (the default), gpt, resnet, or a number of parameters such as 1e6 under a trivial loss. The
     contestants take turns, step by step; ratios are medians of the ratios of neighbouring steps, with their quartiles.
+    "recorded" also writes its record, into the folder of temporary files, as train does.
+
+    \b
+    step ms   a whole training step, milliseconds
+    ratio     to the first contestant
+    opt. ms   the optimizer's part of the step, milliseconds, and its ratio
+    first s   the first two steps with all that is made then, seconds
+    B/par.    the optimizer's state, bytes a parameter
+    MiB       peak memory beyond what was there before, with --memory
     """
     import torch
     from rich.table import Table

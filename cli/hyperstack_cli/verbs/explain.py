@@ -18,6 +18,9 @@ Examples:
   hyperstack explain "Adam / SGD"
   hyperstack explain "SGD(log(0.1)) / Adam(clip)"
   hyperstack explain "Adam(beta1=fixed(0.9)) / SGD(α, clip)" --set α=1e-5
+
+\b
+Exit status: 0 explained, 2 the stack cannot be read.
 """
 
 

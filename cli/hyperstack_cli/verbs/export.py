@@ -11,19 +11,27 @@ from typing import TYPE_CHECKING
 
 import click
 
+from hyperstack_cli.screen import RUN
+
 if TYPE_CHECKING:
-    from hyperstack.telemetry import Record
+    from hyperstack.telemetry.record import Record
 
 EPILOG = """\b
 Examples:
   hyperstack export runs/mnist-001 --format csv > run.csv
-  hyperstack export runs/mnist-001 --format csv --out run.csv
+  hyperstack export runs/mnist-001 --format csv --out mnist-001.csv
   hyperstack export runs/mnist-001 | head -1
+
+\b
+Files: reads plan.json and record.jsonl of the run folder.
+
+\b
+Exit status: 0 written, 1 the disk is full, 2 wrong input.
 """
 
 
 @click.command(short_help="Write a run's record as JSON lines or CSV.", epilog=EPILOG)
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=RUN)
 @click.option(
     "--format",
     "form",
@@ -66,8 +74,7 @@ def command(run: Path, form: str, target: Path | None) -> None:
 
 def _write(target: Path, lines: Iterator[str]) -> None:
     """A new file, or none: what cannot be written whole is removed."""
-    from hyperstack.errors import InputError
-    from hyperstack.telemetry.jsonl import write_error
+    from hyperstack.errors import InputError, write_error
 
     try:
         file = target.open("x", encoding="utf-8")

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from hyperstack_cli.screen import number, out
+from hyperstack.reports.text import number
+from hyperstack_cli.screen import out
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,6 +25,9 @@ Examples:
   hyperstack rules
   hyperstack rules Adam
   hyperstack rules --json
+
+\b
+Exit status: 0 listed, 2 there is no such rule.
 """
 
 

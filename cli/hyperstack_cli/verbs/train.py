@@ -9,23 +9,45 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hyperstack_cli.complete import task_names
 from hyperstack_cli.interrupt import Interrupt
-from hyperstack_cli.screen import Whole, bound_stack, err, number, out, percent, set_option, silence
+from hyperstack_cli.outcome import again, inspect_line, outcome
+from hyperstack_cli.screen import Whole, bound_stack, err, out, set_option, silence
 
 if TYPE_CHECKING:
     from hyperstack.tasks import Data, Task
     from hyperstack.telemetry.plan import Plan
     from hyperstack.telemetry.runfolder import RunFolder
 
-DEFAULT_STACK = "Adam / SGD(1e-5)"
 POSITIVE = Whole(1)
 PATH = click.Path(path_type=Path)
 EPILOG = """\b
+Tasks, with the epochs and batch size taken if none are given:
+  mnist                5  256  MNIST digits, a 784-128-10 network with tanh
+  mnist-relu           5  256  MNIST digits, a 784-128-10 network with ReLU
+  mnist-conv           5  256  MNIST digits, a small convolutional network
+  cifar10              5  256  CIFAR-10 photographs, a small convolutional net
+  cifar10-resnet18    80 1000  CIFAR-10 photographs, ResNet-18
+  supersample          2   16  2x supersampling of CIFAR-10, squared error
+  supersample-quartic  2   16  2x supersampling of CIFAR-10, quartic error
+  spiral-completion    5   16  images from spiral scans of 1/20 of the pixels
+  imagefolder         20   64  images of your own, a folder a class; ResNet-18
+
+\b
+A task of your own is a class in a file, path/to/file.py:MyTask, or the name
+of an entry point in the group hyperstack.tasks of an installed package.
+
+\b
 Examples:
   hyperstack train mnist
   hyperstack train mnist --stack "Adam / SGD(α, clip)" --set α=1e-4 --seed 1
-  hyperstack train mnist --epochs 30 --out runs/long
-  hyperstack train mnist --out runs/long --resume
+  hyperstack train mnist --epochs 2 --out runs/long --sink csv
+  hyperstack train mnist --epochs 4 --out runs/long --resume
+
+\b
+Files: the run folder holds plan.json, what was asked for; record.jsonl, a row
+for each recorded step; record.rows, the same as binary numbers; checkpoint.pt
+and summary.json, the result.
 
 \b
 Exit status: 0 trained (also where the network diverged: see `diverged` in
@@ -34,13 +56,13 @@ summary.json), 1 the run failed, 2 wrong input, 130 interrupted.
 
 
 @click.command(short_help="Train a task's network with a stack.", epilog=EPILOG)
-@click.argument("task")
-@click.option("--stack", metavar="TEXT", help=f"The stack of optimizers.  [default: {DEFAULT_STACK}]")
-@set_option
+@click.argument("task", shell_complete=task_names)
 @click.option(
-    "--epochs", type=POSITIVE, metavar="N", help="Passes over the training examples.  [default: the task's, mnist: 5]"
+    "--stack", metavar="TEXT", help="The stack of optimizers.  [default: the task's, mnist: Adam / SGD(1e-5)]"
 )
-@click.option("--batch-size", type=POSITIVE, metavar="N", help="Examples in a step.  [default: the task's, mnist: 256]")
+@set_option
+@click.option("--epochs", type=POSITIVE, metavar="N", help="Passes over the training examples.  [default: the task's]")
+@click.option("--batch-size", type=POSITIVE, metavar="N", help="Examples in a step.  [default: the task's]")
 @click.option(
     "--seed",
     type=Whole(0, 2**32 - 1),
@@ -53,7 +75,12 @@ summary.json), 1 the run failed, 2 wrong input, 130 interrupted.
     metavar="NAME",
     help="Where to compute: cpu, cuda, cuda:1, mps, or auto: a CUDA device where there is one.  [default: auto]",
 )
-@click.option("--threads", type=POSITIVE, metavar="N", help="CPU cores to compute on.  [default: the task's, mnist: 1]")
+@click.option(
+    "--threads",
+    type=POSITIVE,
+    metavar="N",
+    help="CPU cores to compute on.  [default: 1 for mnist and mnist-relu, else as many as PyTorch takes]",
+)
 @click.option(
     "--compile/--no-compile",
     default=None,
@@ -66,6 +93,14 @@ summary.json), 1 the run failed, 2 wrong input, 130 interrupted.
     "--resume", is_flag=True, help="Go on with the run in --out. Options left out are that run's; --epochs may change."
 )
 @click.option("--record-every", type=POSITIVE, metavar="N", help="Record every N-th step.  [default: 1]")
+@click.option(
+    "--sink",
+    "sinks",
+    type=click.Choice(["csv", "tensorboard"]),
+    multiple=True,
+    help="Write the record in this form, too: csv into record.csv of the run folder, tensorboard into its folder "
+    "tensorboard, for which TensorBoard must be installed. May be given several times.",
+)
 @click.option("--quiet", is_flag=True, help="Show the result only.")
 def command(
     task: str,
@@ -75,17 +110,19 @@ def command(
     data_dir: Path | None,
     folder: Path | None,
     resume: bool,
+    sinks: tuple[str, ...],
     quiet: bool,
     **others: int | None,
 ) -> None:
-    """Train the network of TASK (mnist) with a stack of optimizers, and show what each level does meanwhile.
+    """Train the network of TASK, such as mnist, with a stack of optimizers, and show what each level does meanwhile.
 
     The first run of a task fetches its data into the cache, ~/.cache/hyperstack or $HYPERSTACK_CACHE. The run folder
     gets the plan, a record of every step, a checkpoint after every epoch, and summary.json. Ctrl-C ends the run after
     the step in hand with a checkpoint, from which --resume continues bit for bit.
     """
     from hyperstack.devices import device_failures, find_device
-    from hyperstack.tasks import get_task
+    from hyperstack.tasks import get_task, same_task
+    from hyperstack.telemetry.outputs import check
     from hyperstack.telemetry.runfolder import RunFolder
 
     chosen = get_task(task)
@@ -94,8 +131,12 @@ def command(
     saved = run.read_plan() if run else None
     text = None if stack is None else str(bound_stack(stack, assignments))
     place = find_device(saved.device if saved and device == "auto" else device)
-    asked = {"task": chosen.name, "stack": text, "device": str(place), **others}
+    if saved and same_task(task, saved.task):
+        task = saved.task  # by another path to its file, perhaps
+    asked: dict[str, Any] = {"task": task, "stack": text, "device": str(place), **others}
+    asked["sinks"] = tuple(dict.fromkeys(sinks)) or None
     plan = _plan(asked, saved.as_dict() if saved else _defaults(chosen))
+    check(plan.sinks)
     if saved:
         plan.check_resumes(saved)
     elif folder is not None:
@@ -106,7 +147,7 @@ def command(
     with device_failures():
         data = chosen.load(data_dir, place, notify)
     if run is None:
-        run = RunFolder.create(folder) if folder else RunFolder.next_free(Path("runs"), plan.task)
+        run = RunFolder.create(folder) if folder else RunFolder.next_free(Path("runs"), chosen.name)
     _train(plan, chosen, data, run, resume, quiet)
 
 
@@ -126,13 +167,14 @@ def _defaults(task: Task) -> dict[str, Any]:
     import torch
 
     return {
-        "stack": str(bound_stack(DEFAULT_STACK, ())),
+        "stack": str(bound_stack(task.stack, ())),
         "epochs": task.epochs,
         "batch_size": task.batch_size,
         "seed": 0,
         "record_every": 1,
         "threads": task.threads or torch.get_num_threads(),
         "compile": False,
+        "sinks": (),
     }
 
 
@@ -148,7 +190,7 @@ def _plan(asked: dict[str, Any], defaults: dict[str, Any]) -> Plan:
         hint = "bind " + " and ".join(f"{name} with --set {name}=NUMBER" for name in names)
         raise InputError(f"the stack leaves {', '.join(names)} open", why=f"  {stack}", instead=hint)
     stack.resolve()
-    return Plan(**fields)
+    return Plan(**{**fields, "sinks": tuple(fields["sinks"])})
 
 
 def _is_finished(run: RunFolder, plan: Plan) -> bool:
@@ -163,18 +205,17 @@ def _is_finished(run: RunFolder, plan: Plan) -> bool:
 
 
 def _train(plan: Plan, task: Task, data: Data, run: RunFolder, resume: bool, quiet: bool) -> None:
-    from hyperstack.dsl import parse
     from hyperstack.training import train
     from hyperstack_cli.display import Display
 
-    display = Display(plan, parse(plan.stack), len(data.train_inputs), quiet)
+    display = Display(plan, len(data.train_inputs), quiet)
     try:
         with Interrupt() as interrupt, display:
             sinks, after_epoch = [display], display.after_epoch
             summary = train(plan, task, data, run, resume=resume, sinks=sinks, stop=interrupt, after_epoch=after_epoch)
     except KeyboardInterrupt:
         err().print("stopped at once; the run is as its last checkpoint has it, to go on:", soft_wrap=True)
-        err().print(f"  {_again(plan.task, run)}", soft_wrap=True)
+        err().print(f"  {again(plan.as_dict(), run.path, 0)}", soft_wrap=True)
         sys.exit(interrupt.exit_code)
     if summary["finished"]:
         _report(summary, run, quiet)
@@ -186,26 +227,9 @@ def _train(plan: Plan, task: Task, data: Data, run: RunFolder, resume: bool, qui
     sys.exit(interrupt.exit_code)
 
 
-def _again(task: str, run: RunFolder) -> str:
-    return f"hyperstack train {task} --out {shlex.quote(str(run.path))} --resume"
-
-
 def _report(summary: dict[str, Any], run: RunFolder, quiet: bool) -> None:
-    console = out()
-
-    def say(line: str) -> None:
-        console.print(line, soft_wrap=True)
-
-    if not summary["finished"]:
-        say(f"interrupted after step {summary['steps']:,}, with a checkpoint; to go on:")
-        say(f"  {_again(summary['task'], run)}")
-        return
-    if summary["diverged"]:
-        say(f"diverged in epoch {summary['epochs']}: the loss or the network holds numbers that are not finite")
-    say(
-        f"test error {percent(summary['test_error'])}, train loss {number(summary['train_loss'])}, "
-        f"{summary['seconds']:.1f} s, {summary['steps']:,} steps"
-    )
-    if not quiet:
-        say(f"run        {run.path}")
-        say(f"inspect    hyperstack inspect {shlex.quote(str(run.path))}")
+    lines = outcome(summary, summary, run.path)
+    if summary["finished"] and not quiet:
+        lines += [f"run        {run.path}", inspect_line(run.path)]
+    for line in lines:
+        out().print(line, soft_wrap=True)

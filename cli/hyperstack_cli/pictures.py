@@ -1,0 +1,143 @@
+"""The options that draw runs, `--plot`, `--png FILE` and `--html FILE`, and what they do."""
+
+from __future__ import annotations
+
+import io
+import os
+import uuid
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import click
+
+from hyperstack_cli.screen import err, out
+
+if TYPE_CHECKING:
+    from hyperstack.reports.run import Run
+
+HIGH = 18  # lines of a plot in the terminal
+
+Verb = TypeVar("Verb", bound=Callable[..., object])
+
+
+def picture_options(verb: Verb) -> Verb:
+    """Add `--plot`, `--png FILE` and `--html FILE` to a verb, as parameters `plot`, `png` and `html`."""
+    a_file = click.Path(path_type=Path)
+    plot = click.option("--plot", is_flag=True, help="Draw the curves in the terminal, with axes.")
+    png = click.option("--png", type=a_file, metavar="FILE", help="Draw the curves into FILE, a new picture.")
+    html = click.option(
+        "--html",
+        type=a_file,
+        metavar="FILE",
+        help="Write FILE, a new page with tables and curves that needs no network.",
+    )
+    return plot(png(html(verb)))
+
+
+def show_pictures(
+    runs: Sequence[tuple[str, Run]],
+    keys: Sequence[str] | None,
+    log: bool,
+    *,
+    plot: bool,
+    png: Path | None,
+    html: Path | None,
+    sentences: Sequence[str] = (),
+) -> bool:
+    """Draw runs, each with its label, as these options say; whether there was any to carry out.
+
+    keys, log: as for `hyperstack.reports.panels.panels`. sentences: what the figures say, for the page.
+
+    Raises InputError where a file exists already or what draws is not installed, RunError where the disk is full;
+    then no file is left behind.
+    """
+    from hyperstack.reports.panels import panels
+
+    files = [file for file in (png, html) if file is not None]
+    _check_free(files)
+    if files or plot:
+        shown = panels(runs, keys, log)
+    contents: dict[Path, bytes] = {}
+    if png is not None:
+        from hyperstack.reports import figure
+
+        buffer = io.BytesIO()
+        figure.png(shown, buffer)
+        contents[png] = buffer.getvalue()
+    if html is not None:
+        from hyperstack.reports.page import report
+
+        contents[html] = report(runs, keys, log, sentences).encode()
+    if plot:
+        from hyperstack.reports import terminal
+
+        screen = out()
+        color = screen.is_terminal and not screen.no_color and screen.color_system is not None
+        ascii_only = screen.options.ascii_only
+        texts = [terminal.plot(panel, screen.width, HIGH, color, ascii_only) for panel in shown]
+    write_new(contents)
+    if plot:
+        click.echo("\n\n".join(texts), color=color)
+    for file in contents:
+        err().print(f"wrote {file}", soft_wrap=True)
+    return plot or bool(contents)
+
+
+def write_new(contents: dict[Path, bytes]) -> None:
+    """Write new files, each as a whole, and all of them or none; one that exists already is an InputError."""
+    from hyperstack.errors import write_error
+
+    _check_free(list(contents))
+    made: list[Path] = []
+    try:
+        for path, content in contents.items():
+            try:
+                _write(path, content)
+            except OSError as error:
+                raise (_exists(path) if isinstance(error, FileExistsError) else write_error(path, error)) from None
+            made.append(path)
+    except BaseException:
+        for path in made:
+            with suppress(OSError):
+                path.unlink()
+        raise
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Under another name first; a link to that is refused where the name is taken, and a rename would not be."""
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(content)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without links
+            if path.exists():
+                raise FileExistsError(path) from None
+            os.replace(temporary, path)
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def _check_free(files: list[Path]) -> None:
+    """An InputError where a file exists, or is named twice, before anything is drawn."""
+    from hyperstack.errors import InputError
+
+    for file in files:
+        if os.path.lexists(file):
+            raise _exists(file)
+        if not os.path.isdir(file.parent):
+            raise InputError(f"there is no folder {file.parent}", instead="make it, or choose another file")
+    if len(set(files)) < len(files):
+        raise InputError(f"{files[0]} is named twice", instead="choose another file for one of them")
+
+
+def _exists(file: Path) -> Exception:
+    from hyperstack.errors import InputError
+
+    return InputError(f"{file} exists already", instead="choose another file")

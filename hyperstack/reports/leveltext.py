@@ -1,0 +1,47 @@
+"""What the text of a level says, read without the rules: nothing of torch is needed, and no rule has to be known."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+
+def rule_name(text: str) -> str:
+    """The name of the rule: "Adam" of "Adam(0.01, clip)"."""
+    return text.partition("(")[0].strip()
+
+
+def clips(text: str) -> bool:
+    """Whether this level transforms the gradients that it receives, as with `clip`."""
+    return any(name == "clip" for name, _ in _arguments(text))
+
+
+def per_tensor(text: str) -> set[str]:
+    """The hyperparameters of this level that have one number a tensor."""
+    return {name for name, value in _arguments(text) if "per_tensor" in _called(value)}
+
+
+def _arguments(text: str) -> Iterator[tuple[str, ast.expr]]:
+    """Names and values: the first number without a name is the learning rate, a bare `clip` is the flag."""
+    try:
+        node = ast.parse(text, mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return
+    while isinstance(node, ast.Call):
+        yield from ((k.arg, k.value) for k in node.keywords if k.arg)
+        base: ast.expr | None = None
+        for value in node.args:
+            called = value.func if isinstance(value, ast.Call) else value
+            if isinstance(called, ast.Name) and called.id[:1].isupper():
+                base = value  # what a wrapper stands around
+            elif isinstance(value, ast.Name):
+                yield value.id, value
+            else:
+                yield "lr", value
+        if base is None:
+            return
+        node = base
+
+
+def _called(node: ast.expr) -> set[str]:
+    return {n.func.id for n in ast.walk(node) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}

@@ -1,0 +1,261 @@
+"""A run on a terminal: what it was, what is remarkable in it, and a row for each hyperparameter.
+
+    print(hs.load_run("runs/mnist-001"))
+
+Lines are made for a width; where that is small, what matters least is left out, and nothing is ever broken or wider.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.text import Text
+
+from hyperstack.reports.grid import Field, cropped, grid, plain, taken, wrapped
+from hyperstack.reports.leveltext import clips, per_tensor
+from hyperstack.reports.reading import Remark, reading
+from hyperstack.reports.run import Run
+from hyperstack.reports.series import sparkline
+from hyperstack.reports.statistics import Statistics, TensorStatistics, statistics, tensor_statistics
+from hyperstack.reports.text import number, percent
+from hyperstack.telemetry.record import Record, parts
+
+REMARKS = 6  # sentences that are shown
+MOST = 8  # parameters of the network that are shown
+SPARE = 2  # the rank from which on columns are given up to have values and hypergradients in one row
+MARKS = {3: ("!!", "bold red"), 2: ("! ", "yellow"), 1: ("- ", "")}
+
+
+@dataclass(frozen=True)
+class View:
+    """What a rich console shows of a run.
+
+    record: the steps to show; all if None. keys: the hyperparameters to show; all if None. log: whether the heights of
+    the hypergradients are those of their logarithms. most: how many levels are shown; all if None.
+    """
+
+    run: Run
+    record: Record | None = None
+    keys: Sequence[str] | None = None
+    log: bool = True
+    most: int | None = None
+
+    def lines(self, width: int, ascii_only: bool = False) -> list[Text]:
+        """Every line, none wider than `width` columns; with `ascii_only` in characters that any terminal has."""
+        record = self.run.record if self.record is None else self.record
+        chosen = record.keys if self.keys is None else [key for key in record.keys if key in set(self.keys)]
+        shown = [key for key in chosen if self.most is None or parts(key)[1] < self.most]
+        lines = [*_header(self.run, record, width, self.most), Text()]
+        if record.keys:
+            found = statistics(record)
+            remarks = [r for r in reading(self.run, record, found) if self.keys is None or _concerns(r, chosen)]
+            lines += [*_reading(remarks, len(record), width), Text()]
+            lines += _keys(self.run, record, {key: found[key] for key in shown}, width, self.log, ascii_only)
+            if len(shown) < len(chosen):
+                left = f"and {len(chosen) - len(shown)} more hyperparameters of higher levels: see them with --level K"
+                lines += [Text(), *wrapped(left, width)]
+        if (tensors := tensor_statistics(record)) and any(parts(key)[1] == 0 for key in chosen or ["0.lr"]):
+            lines += [Text(), *_tensors(tensors, width)]
+        while lines and not lines[-1].plain:
+            lines.pop()
+        return plain(lines) if ascii_only else lines
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for line in self.lines(options.max_width, options.ascii_only):
+            yield Text(line.plain, spans=line.spans, no_wrap=True, overflow="ignore")
+
+    def __str__(self) -> str:
+        width = shutil.get_terminal_size().columns
+        return "\n".join(line.plain for line in self.lines(width))
+
+
+# ---- what it was
+
+
+def _header(run: Run, record: Record, width: int, most: int | None) -> list[Text]:
+    plan, summary = run.plan, run.summary or {}
+    what = [plan["task"], f"seed {plan['seed']}" if "seed" in plan else "", str(plan.get("device", ""))]
+    what.append(f"{run.when:%Y-%m-%d %H:%M %Z}".rstrip())
+    lines = wrapped(" · ".join(part for part in what if part), width, style="bold")
+    lines += _tree(run, record, width, most)
+    rows = f"{len(run.record):,}"
+    steps = (
+        f"{summary['steps']:,} steps ({rows} recorded), {summary['seconds']:.1f} s"
+        if summary
+        else (f"{rows} steps recorded so far")
+    )
+    count = summary.get("epochs")
+    epochs = "" if count is None else "1 epoch, " if count == 1 else f"{count} epochs, "
+    ended = wrapped(f"{run.state}: {epochs}{steps}", width)
+    ended[0].stylize(_state_style(run.state), 0, len(run.state))
+    lines += ended
+    if summary:
+        lines += wrapped(
+            f"test error {percent(summary['test_error'])}, train loss {number(summary['train_loss'])}", width
+        )
+    if len(record) != len(run.record):
+        part = f"steps {record.steps[0]:,.0f} to {record.steps[-1]:,.0f}" if len(record) else "no steps"
+        lines += wrapped(f"shown below: {part}, {len(record):,} recorded", width)
+    return lines
+
+
+def _state_style(state: str) -> str:
+    return {"finished": "green", "diverged": "bold red", "running": "cyan"}.get(state, "yellow")
+
+
+def _tree(run: Run, record: Record, width: int, most: int | None) -> list[Text]:
+    """The stack, a line or more a level."""
+    if len(run.stacks) > 1:
+        return [line for text in run.stacks for line in wrapped(text, width, "├── ", "│   ")]
+    lines: list[Text] = []
+    levels = run.levels
+    known = levels[:most]
+    for k, text in enumerate(known):
+        below = "the network" if k == 0 else f"level {k - 1}"
+        last = k + 1 == len(levels)
+        said = f"level {k}: {text} updates {below}"
+        if not last and not any(parts(key)[1] == k for key in record.keys):
+            said += ", nothing of it is learned"
+        if spread := per_tensor(text):
+            said += f"; {', '.join(sorted(spread))}: one a tensor, shown are the mean and the norm"
+        lines += wrapped(said, width, *(("└── ", "    ") if last else ("├── ", "│   ")))
+    if len(known) < len(levels):
+        lines += wrapped(f"and {len(levels) - len(known)} more levels", width, "└── ", "    ")
+    return lines
+
+
+# ---- what is remarkable
+
+
+def _concerns(remark: Remark, keys: Sequence[str]) -> bool:
+    return remark.key == "loss" or bool({*remark.key.split(", ")} & {*keys})
+
+
+def _reading(remarks: Sequence[Remark], rows: int, width: int) -> list[Text]:
+    if not remarks:
+        return wrapped(f"reading: nothing remarkable in {rows:,} recorded steps", width)
+    lines = wrapped("reading", width, style="bold")
+    for remark in remarks[:REMARKS]:
+        mark, style = MARKS[remark.severity]
+        lines += wrapped(f"{remark.key}: {remark.sentence}", width, f"{mark} ", "   ", style)
+    if len(remarks) > REMARKS:
+        lines += wrapped(f"and {len(remarks) - REMARKS} more: see them with --json", width, "   ", "   ")
+    return lines
+
+
+# ---- what the numbers did
+
+
+def _keys(
+    run: Run, record: Record, found: dict[str, Statistics], width: int, log: bool, ascii_only: bool
+) -> list[Text]:
+    """Values and hypergradients side by side, or one below the other, where that keeps more of them."""
+    if not found:
+        return wrapped("nothing here is learned", width)
+    keys = list(found)
+
+    def sparks(what: str, logarithm: bool) -> Callable[[int], list[str]]:
+        def draw(room: int) -> list[str]:
+            columns = [record.columns[f"{key}.{what}"] for key in keys]
+            if what == "grad":
+                columns = [np.abs(column) for column in columns]
+            return [sparkline(column, room, logarithm, ascii_only) for column in columns]
+
+        return draw
+
+    some = [found[key] for key in keys]
+    values = _values(some, sparks("value", False))
+    grads = _gradients(some, sparks("grad", log), any(_is_clipped(run, key, found[key]) for key in keys))
+    name = Field("", keys, right=False, style="bold")
+    together = [name, *values, *grads]
+    scale = "log" if log else "linear"
+    note = f"hypergradient: its absolute value before clipping ({scale} scale)"
+    height = len(run.levels)
+    if any(parts(key)[1] == height - 1 for key in keys):
+        note += f"; nothing learns from those of level {height - 1}, the top"
+    note += "; flips: how often its sign changed, 50 % for noise"
+    if any(f.title == "clipped" for f in grads):
+        note += "; clipped: in so many of the steps, to such a share on average"
+    if taken([f for f in together if f.rank <= SPARE], width) <= width:
+        lines = grid(together, width)
+    else:
+        label = max(13 if width >= 60 else 0, name.width)
+        named = [Field(t, [key.ljust(label) for key in keys], right=False, style="bold") for t in _titles(width)]
+        lines = [*grid([named[0], *(_untitled(f) for f in values)], width), Text()]
+        lines += grid([named[1], *(_untitled(f) for f in grads)], width)
+    return lines + (wrapped(note, width, style="dim") if width >= 60 else [])
+
+
+def _titles(width: int) -> tuple[str, str]:
+    return ("value", "hypergradient") if width >= 40 else ("", "grad")
+
+
+def _untitled(f: Field) -> Field:
+    return replace(f, title="", least=8) if f.draw else f
+
+
+def _values(found: Sequence[Statistics], draw: Callable[[int], list[str]]) -> list[Field]:
+    return [
+        Field("value", draw=draw, right=False, style="cyan", rank=2),
+        Field("first", [_value(s.first) for s in found], rank=1),
+        Field("last", [_value(s.last) for s in found], style="bold"),
+        Field("min", [_value(s.min) for s in found], rank=4),
+        Field("max", [_value(s.max) for s in found], rank=4),
+    ]
+
+
+def _value(x: float | None) -> str:
+    """With two digits more where it is near 1, as a decay is: what counts is how near."""
+    return number(x, 6 if x is not None and abs(1 - x) < 0.01 else 4)
+
+
+def _gradients(found: Sequence[Statistics], draw: Callable[[int], list[str]], clipped: bool) -> list[Field]:
+    fields = [
+        Field("hypergradient", draw=draw, right=False, style="magenta", rank=2, least=13),
+        Field("median", [number(s.grad_median, 3) for s in found]),
+        Field("95 %", [number(s.grad_95, 3) for s in found], rank=2),
+        Field("max", [number(s.grad_max, 3) for s in found], rank=1),
+        Field("at step", ["-" if s.grad_max_step is None else f"{s.grad_max_step:,}" for s in found], rank=4),
+        Field("average", [number(s.average, 3) for s in found], rank=3),
+        Field("clipped", [percent(s.clipped, 0) for s in found], rank=1 if clipped else 2),
+        Field("to", [percent(s.factor, 0) for s in found], rank=2),
+        Field("flips", [percent(s.flips, 0) for s in found], rank=2),
+        Field("nan/inf", [f"{s.nonfinite:,}" for s in found], rank=1),
+    ]
+    no = {"average"} if all(s.average is None for s in found) else set()
+    no |= set() if clipped else {"clipped", "to"}
+    no |= set() if any(s.nonfinite for s in found) else {"nan/inf"}
+    return [f for f in fields if f.title not in no]
+
+
+def _is_clipped(run: Run, key: str, s: Statistics) -> bool:
+    """Whether the level above may clip its hypergradient."""
+    _, level, _ = parts(key)
+    above = run.levels[level + 1 : level + 2]
+    return bool(s.clipped) or any(clips(text) for text in above)
+
+
+def _tensors(tensors: dict[str, TensorStatistics], width: int) -> list[Text]:
+    """The parameters of the network that were clipped most, by name."""
+    first = list(tensors.items())[:MOST]
+    found = [s for _, s in first]
+    names = [Text(name) for name, _ in first]
+    for name in names:
+        cropped(name, max(8, min(32, width // 2)))
+    fields = [
+        Field("gradient of", [name.plain for name in names], right=False, style="bold"),
+        Field("median norm", [number(s.norm_median, 3) for s in found], rank=2),
+        Field("max norm", [number(s.norm_max, 3) for s in found], rank=3),
+        Field("clipped", [percent(s.clipped, 0) for s in found]),
+        Field("to", [percent(s.factor, 0) for s in found], rank=1),
+        Field("median trust", [number(s.trust_median, 3) for s in found], rank=1),
+        Field("max trust", [number(s.trust_max, 3) for s in found], rank=3),
+    ]
+    lines = grid([fields[0], *(f for f in fields[1:] if not f.empty)], width)
+    if len(first) < len(tensors):
+        lines += wrapped(f"and {len(tensors) - len(first)} more parameters: see them with --json", width)
+    return lines
