@@ -33,7 +33,7 @@ Examples:
   hyperstack sweep mnist --grid "α=1e-5,1e-4,1e-3" --seeds 3
   hyperstack sweep mnist --stack "Adam / SGD(α)" \\
       --stack "Adam / SGD(α, clip)" --grid "α=log(1e-6,1e-1,11)" \\
-      --out sweeps/clip
+      --epochs 1 --out sweeps/clip
   hyperstack sweep mnist --out sweeps/clip --resume
 
 \b
