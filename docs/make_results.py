@@ -4,10 +4,10 @@
     python docs/make_results.py start        only the tables named; a name that is none gets the list of them
     python docs/make_results.py --show start to the screen, not into the files
 
-`speed` and `sweep` come from `hyperstack bench`, and want a quiet machine; `spikes` has runs of its own. Elsewhere a
-figure is the test error in percent after the last epoch, as `hyperstack train mnist --stack STACK --seed SEED` reports
-it: mean ± standard deviation over seeds 0, 1 and 2. A table stands between `<!-- results: NAME -->` and
-`<!-- end of results -->`, and is replaced as a whole.
+`speed` and `sweep` come from `hyperstack bench`, `together` from measure_together.py; they want a quiet machine.
+`spikes` has runs of its own. Elsewhere a figure is the test error in percent after the last epoch, as `hyperstack train
+mnist --stack STACK --seed SEED` reports it: mean ± standard deviation over seeds 0, 1 and 2. A table stands between
+`<!-- results: NAME -->` and `<!-- end of results -->`, and is replaced as a whole.
 """
 
 from __future__ import annotations

@@ -105,11 +105,9 @@ def measured(rounds: int) -> list[tuple[str, float, float, float]]:
         pipe.send(0)
     kept = {name: times[2:] for name, times in found.items()}  # in the first two, everything is recorded and compiled
     bases = [kept[name] for name in singles]
-    return [
-        (
-            name,
-            statistics.median(times),
-            *(statistics.median(a / b for a, b in zip(times, base, strict=True)) for base in bases),
-        )
-        for name, times in kept.items()
-    ]  # type: ignore[misc]
+    median = statistics.median
+
+    def ratio(times: list[float], base: list[float]) -> float:
+        return median(a / b for a, b in zip(times, base, strict=True))
+
+    return [(name, median(times), ratio(times, bases[0]), ratio(times, bases[1])) for name, times in kept.items()]
