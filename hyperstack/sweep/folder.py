@@ -18,10 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from hyperstack.errors import InputError, RunError
+from hyperstack.errors import InputError, RunError, write_error
 from hyperstack.sweep.grid import Cell
 from hyperstack.sweep.planning import SweepPlan
-from hyperstack.telemetry.jsonl import write_error
 from hyperstack.telemetry.runfolder import RunFolder
 
 Result = dict[str, Any]

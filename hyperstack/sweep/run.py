@@ -20,8 +20,8 @@ from hyperstack.sweep.grid import Cell
 from hyperstack.sweep.planning import SweepPlan, blocks, runs_that_fit
 from hyperstack.sweep.ranks import Ranks
 from hyperstack.tasks import Data, Task
-from hyperstack.telemetry import Recorder
 from hyperstack.telemetry.plan import Plan
+from hyperstack.telemetry.recorder import Recorder
 from hyperstack.training import Trainer
 
 Result = dict[str, Any]

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hyperstack.reports.text import number, percent
 from hyperstack_cli.interrupt import Interrupt
-from hyperstack_cli.screen import Whole, err, number, out, percent, silence
+from hyperstack_cli.screen import Whole, err, out, silence
 
 if TYPE_CHECKING:
     from hyperstack.sweep.folder import SweepFolder
