@@ -55,6 +55,9 @@ class Parts:
         bucket.blocks = cut(bucket.segments, not bucket.level.rule.per_layer, how)
         bucket.parts = [bucket.part_of(block) for block in bucket.blocks]
         self.parts = [part for b in range(len(bucket.blocks)) for part in self._cut(b)]
+        # What the next pull can be spared is kept where a run is small, as in `Primary`; else it is computed again.
+        self.looks_ahead = primary.measures and bucket.segments.total <= BLOCK and bucket.device.type == "cpu"
+        self.coefficients = bucket.coefficients.repeat(runs, 1)
         self.pending = False
 
     def _cut(self, b: int) -> list[Part]:
@@ -78,13 +81,18 @@ class Parts:
     def pull(self, cotangents: Sequence[Tensor]) -> Tensor:
         """The products of all runs, [runs, ...]; the state of each part becomes that after its last update."""
         total = self.bucket.nothing.repeat(self.runs, 1)
-        for part in self.parts:
+        for part in self.parts if self.pending else ():
+            cotangent = cotangents[part.place][part.rows]
             if part.early is not None:
                 found, left = part.early
-                cotangent = cotangents[part.place][part.rows]
                 total[part.rows] += self._ahead(part).finish(left, cotangent)["products"]
                 for name in self.bucket.states:
                     part.flats[name].copy_(found[name])
+            else:
+                function = self._of(self.primary.derivative, part.block)
+                known = {"coefficients": self.coefficients[part.rows], "cotangent": cotangent}
+                tape = self.tapes.large(("pull", part.key), function, self.bucket.states)
+                total[part.rows] += tape({**part.flats, **known})["products"]
         return total
 
     def push(self, tensors: Sequence[Tensor], grads: Sequence[Tensor], coefficients: Tensor) -> None:
@@ -99,13 +107,16 @@ class Parts:
             for name in self.bucket.records:
                 part.flats[name].copy_(given[name])
             inputs = {**given, **part.flats, "coefficients": coefficients[part.rows]}
-            if self.primary.measures:
+            if self.looks_ahead:
                 part.early = self._ahead(part).early(inputs, inputs["grad"])
                 delta = part.early[0]["delta"]
             else:
-                tape = self.tapes.large(part.key, self._of(self.primary.moved, part.block), self.bucket.states)
+                states = () if self.primary.measures else self.bucket.states
+                tape = self.tapes.large(("push", part.key), self._of(self.primary.moved, part.block), states)
                 delta = tape(inputs)["delta"]
             self._add(part, mine, delta)
+        self.coefficients.copy_(coefficients)
+        self.pending = self.primary.measures
 
     def _ahead(self, part: Part) -> SplitTape:
         """Of a part alone: what a tape finds is valid until its next call."""
@@ -135,10 +146,6 @@ class FusedParts(Parts):
 
     fused = True
     primary: FusedPrimary
-
-    def __init__(self, primary: FusedPrimary, bucket: Bucket, runs: int) -> None:
-        super().__init__(primary, bucket, runs)
-        self.coefficients = bucket.coefficients.repeat(runs, 1)
 
     def pull(self, cotangents: Sequence[Tensor]) -> Tensor:
         """As `Parts.pull`, but that the state is left to the push."""

@@ -103,7 +103,7 @@ class Together:
             raise RunError("towers side by side take parameters of one device and dtype, one after another in memory")
         self.bucket, primary = self.first.buckets[0], self.first.primary
         kind = FusedParts if isinstance(primary, FusedPrimary) else Parts
-        self.parts = kind(primary, self.bucket, self.runs)  # type: ignore[arg-type]
+        self.parts = kind(primary, self.bucket, self.runs)
         self.steps, self.moving = self.cells.new_zeros(self.runs, 1), self.cells.new_ones(1)
         self.transforms: list[Tensors] = [repeated(state, self.runs) for state in self.bucket.transforms]
         self._missing = [g is None for g in grads]

@@ -135,6 +135,7 @@ def test_however_the_work_is_cut_up(block, monkeypatch):
     monkeypatch.setattr(parts, "BLOCK", block)
     for text in ("Adam({}, weight_decay=0.1) / SGD(1e-4)", "LAMB({}) / SGD(1e-4, clip)", "SGD({}, clip=[norm(1.0)])"):
         many = follow([hs.parse(text.format(0.01 * (1 + r))) for r in range(5)], steps=12)
+        assert many.parts.looks_ahead == (block == 500 and "/" in text)
         assert len(many.parts.parts) > (2 if block < 500 else 1)
 
 

@@ -17,7 +17,7 @@ from hyperstack.errors import RunError
 from hyperstack.level import scalar_dtype
 from hyperstack.sweep.networks import Networks
 from hyperstack.tasks import Data, Task
-from hyperstack.telemetry.summary import number, plain
+from hyperstack.telemetry.summary import number, plain, versions
 from hyperstack.together import Together
 from hyperstack.training import Epoch, Plan
 
@@ -115,4 +115,5 @@ class Block:
             "hyperparameters": {k: plain(v) for k, v in tower.hyperparameters().items()},
             "nonfinite": {k: int(v) for k, v in tower.nonfinite_counts().items() if int(v)},
             "history": [{**asdict(e), "train_loss": number(e.train_loss)} for e in self.histories[r]],
+            "versions": versions(),
         }

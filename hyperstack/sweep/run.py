@@ -19,7 +19,8 @@ from hyperstack.sweep.folder import SweepFolder
 from hyperstack.sweep.grid import Cell
 from hyperstack.sweep.planning import SweepPlan, blocks, runs_that_fit
 from hyperstack.sweep.ranks import Ranks
-from hyperstack.tasks import Data, Task
+from hyperstack.tasks import Data, Task, get_task
+from hyperstack.tasks.own import is_in_a_file
 from hyperstack.telemetry.plan import Plan
 from hyperstack.telemetry.recorder import Recorder
 from hyperstack.training import Trainer
@@ -127,7 +128,7 @@ def _in_processes(
     context = multiprocessing.get_context("spawn")
     ending = context.Event()
     told: set[str] = set()
-    with ProcessPoolExecutor(min(jobs, len(work)), context, _prepare, (task, data, ending)) as pool:
+    with ProcessPoolExecutor(min(jobs, len(work)), context, _prepare, (_sent(task, plans), data, ending)) as pool:
         futures: dict[Future[Any], list[int]] = {
             pool.submit(_train_block, [plans[i] for i in block]): block for block in work
         }
@@ -159,9 +160,19 @@ def _in_processes(
 _prepared: dict[str, Any] = {}
 
 
-def _prepare(task: Task, data: Data, ending: Event) -> None:
+def _sent(task: Task, plans: dict[int, Plan]) -> Task | tuple[str, dict[str, Any]]:
+    """A task as another process can have it: that of a file cannot be pickled, and is found there again by its text."""
+    text = next(iter(plans.values())).task
+    return (text, vars(task)) if is_in_a_file(text) else task
+
+
+def _prepare(task: Task | tuple[str, dict[str, Any]], data: Data, ending: Event) -> None:
     """In a new process: what all its blocks need. Ctrl-C reaches it, too, and is left to the one that started it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if isinstance(task, tuple):
+        text, known = task
+        task = get_task(text)
+        vars(task).update(known)
     _prepared.update(task=task, data=data, ending=ending)
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hyperstack.reports.text import number, percent
+from hyperstack_cli.complete import task_names
 from hyperstack_cli.interrupt import Interrupt
 from hyperstack_cli.screen import Whole, err, out, silence
 
@@ -31,8 +32,9 @@ MANY = 1000
 EPILOG = """\b
 Examples:
   hyperstack sweep mnist --grid "α=1e-5,1e-4,1e-3" --seeds 3
-  hyperstack sweep mnist --stack "Adam / SGD(α)" --stack "Adam / SGD(α, clip)" \\
-      --grid "α=log(1e-6,1e-1,11)" --out sweeps/clip
+  hyperstack sweep mnist --stack "Adam / SGD(α)" \\
+      --stack "Adam / SGD(α, clip)" --grid "α=log(1e-6,1e-1,11)" \\
+      --epochs 1 --out sweeps/clip
   hyperstack sweep mnist --out sweeps/clip --resume
 
 \b
@@ -42,7 +44,7 @@ failed, 2 wrong input, 130 interrupted.
 
 
 @click.command(short_help="Train a task's network with many stacks, values and seeds.", epilog=EPILOG)
-@click.argument("task")
+@click.argument("task", shell_complete=task_names)
 @click.option(
     "--stack",
     "stacks",
@@ -107,7 +109,7 @@ def command(
     from hyperstack.errors import InputError
     from hyperstack.sweep.folder import SweepFolder
     from hyperstack.sweep.ranks import Ranks
-    from hyperstack.tasks import get_task
+    from hyperstack.tasks import get_task, same_task
     from hyperstack.telemetry.runfolder import RunFolder
 
     chosen = get_task(task)
@@ -117,7 +119,8 @@ def command(
     folder = SweepFolder.existing(path) if resume and path else None
     saved = folder.read_plan() if folder else None
     place = find_device(saved.device if saved and others["device"] == "auto" else others["device"])
-    plan = _plan(chosen, stacks, grid, seeds, {**others, "device": str(place)}, saved)
+    task = saved.task if saved and same_task(task, saved.task) else task  # by another path to its file, perhaps
+    plan = _plan(chosen, stacks, grid, seeds, {**others, "task": task, "device": str(place)}, saved)
     _ask(plan, yes)
     with Ranks.joined() as ranks, ExitStack() as kept:
         quiet = quiet or ranks.rank > 0
@@ -126,17 +129,17 @@ def command(
         notify = (lambda line: None) if quiet else (lambda line: err().print(line, style="dim", soft_wrap=True))
         with device_failures():
             data = chosen.load(data_dir, place, notify)
-        folder = ranks.once(lambda: _open(plan, folder, path, kept))
+        folder = ranks.once(lambda: _open(plan, folder, path, chosen.name, kept))
         _sweep(plan, chosen, data, folder, jobs or _jobs(plan, ranks), ranks, as_json, quiet, notify)
 
 
-def _open(plan: SweepPlan, folder: SweepFolder | None, path: Path | None, kept: ExitStack) -> SweepFolder:
+def _open(plan: SweepPlan, folder: SweepFolder | None, path: Path | None, name: str, kept: ExitStack) -> SweepFolder:
     """The folder, a new one if need be, for this sweep alone until `kept` is closed."""
     from hyperstack.sweep.folder import SweepFolder
     from hyperstack.telemetry.runfolder import RunFolder
 
     if folder is None:
-        run = RunFolder.create(path) if path else RunFolder.next_free(Path("sweeps"), plan.task)
+        run = RunFolder.create(path) if path else RunFolder.next_free(Path("sweeps"), name)
         folder = SweepFolder(run.path)
     kept.enter_context(folder.locked())
     folder.begin(plan)
@@ -163,7 +166,6 @@ def _plan(
         "threads": task.threads or torch.get_num_threads(), "compile": False,
     }  # fmt: skip
     asked: dict[str, Any] = {
-        "task": task.name,
         "stacks": list(dict.fromkeys(str(parse(text)) for text in stacks)) or None,
         "grid": axes(grid) or None,
         "seeds": None if seeds is None else list(range(seeds)),
@@ -239,7 +241,9 @@ def _sweep(
 
 def _say_how_to_go_on(plan: SweepPlan, folder: SweepFolder) -> None:
     err().print("interrupted, with the finished cells kept; to go on:", soft_wrap=True)
-    err().print(f"  hyperstack sweep {plan.task} --out {shlex.quote(str(folder.path))} --resume", soft_wrap=True)
+    err().print(
+        f"  hyperstack sweep {shlex.quote(plan.task)} --out {shlex.quote(str(folder.path))} --resume", soft_wrap=True
+    )
 
 
 def _report(
