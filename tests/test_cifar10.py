@@ -345,6 +345,6 @@ def test_a_hundred_steps_learn_something(real):
     task = CIFAR10()
     data = task.load(real, torch.device("cpu"))
     trainer = Trainer(Plan("cifar10", "Adam / SGD(1e-05)", 1, 0, "cpu", 256), task, data)
-    for chosen in trainer._order().split(256)[:100]:
+    for chosen in trainer.source.order(trainer.plan.seed, trainer.epoch).split(256)[:100]:
         trainer._step(chosen)
     assert 0.3 < trainer.test_error() < 0.65

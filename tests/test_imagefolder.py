@@ -298,6 +298,6 @@ def test_two_kinds_of_images_are_told_apart(tmp_path):
     trainer = Trainer(Plan("tiny", "Adam", 3, 0, "cpu", 8), task, data)
     for trainer.epoch in range(8):
         trainer.batch = 0
-        for chosen in trainer._order().split(8):
+        for chosen in trainer.source.order(trainer.plan.seed, trainer.epoch).split(8):
             trainer._step(chosen)
     assert trainer.test_error() == 0

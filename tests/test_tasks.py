@@ -161,7 +161,7 @@ def test_the_loop_draws_anew_for_each_batch_and_the_same_in_each_test(loaded, mo
     for _ in range(2):
         trainer = Trainer(plan, task, data)
         for _ in range(2):
-            for chosen in trainer._order().split(30):
+            for chosen in trainer.source.order(trainer.plan.seed, trainer.epoch).split(30):
                 trainer._step(chosen)
             errors.append(trainer.test_error())
             trainer.epoch, trainer.batch = trainer.epoch + 1, 0

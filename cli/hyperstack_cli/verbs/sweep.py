@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hyperstack.reports.text import number, percent
 from hyperstack_cli.complete import task_names
 from hyperstack_cli.interrupt import Interrupt
 from hyperstack_cli.screen import Whole, err, out, silence
@@ -205,7 +206,6 @@ def _sweep(
     quiet: bool,
     notify: Any,
 ) -> None:
-    from hyperstack.reports.text import percent
     from hyperstack.sweep.run import sweep
 
     cells = plan.cells()
@@ -251,7 +251,6 @@ def _report(
 ) -> None:
     from rich.table import Table
 
-    from hyperstack.reports.text import number, percent
     from hyperstack.sweep.table import rows
 
     console = out()
