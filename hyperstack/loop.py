@@ -60,7 +60,8 @@ class Recording:
         if every < 1 or (after or 0) % every:
             raise InputError(f"every={every}, after={after}", instead="record every step, every=1, or every so many")
         self._opt = opt
-        self._folder = RunFolder.existing(Path(path)) if after else RunFolder.create(Path(path))
+        folder = Path(path).absolute()  # the program may go elsewhere meanwhile
+        self._folder = RunFolder.existing(folder) if after else RunFolder.create(folder)
         stacks = list(dict.fromkeys(str(group["stack"]) for group in opt.param_groups))
         first = next(opt.towers())[1].cells
         self._heading: dict[str, Any] = {"task": task, "stack": stacks[0], "device": str(first.device)}
