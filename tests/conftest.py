@@ -1,5 +1,6 @@
 """What every test starts from: fixed seeds, one thread, signals heeded, and a visible reason where there is no GPU."""
 
+import collections
 import signal
 
 import pytest
@@ -44,7 +45,14 @@ def folder(tmp_path, run):
     return furnished(tmp_path, run)
 
 
+@pytest.hookimpl(tryfirst=True)  # before anything is chosen by its markers
 def pytest_collection_modifyitems(items):
+    counts = collections.Counter()
+    for item in items:
+        if sampled := item.get_closest_marker("sampled"):
+            counts[item.function] += 1
+            if counts[item.function] % sampled.args[0] != 1:
+                item.add_marker("slow")
     if not torch.cuda.is_available():
         without = pytest.mark.skip(reason="needs a CUDA device, and there is none here")
         for item in items:

@@ -138,6 +138,7 @@ def test_the_cases_leave_no_default_untouched():
             assert any(case.get(key, declared.default) != declared.default for case in CASES), (name, key)
 
 
+@pytest.mark.sampled(8)
 @by_case
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(
@@ -202,6 +203,7 @@ def test_without_spikes_it_is_the_base_bit_for_bit(rule, shape, above):
         assert_same(found, read(other))
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("rule", RULES)
 def test_without_spikes_n_has_no_hypergradient(rule):
     """The others' sums run in another order, where there is n to learn."""
@@ -290,6 +292,7 @@ LEARNED = {"n": "learned(0.3)", **GIVEN, "decay1": 0.99, "decay2": 0.99}
 STILL = " / SGD(0.0)"
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(
     ("n", "base"),
@@ -319,6 +322,7 @@ OPTIONS = [
 ]  # fmt: skip
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize(
     "case", OPTIONS, ids=lambda case: "-".join(key for key in case if key not in LEARNED) or "estimated"
 )
@@ -343,6 +347,7 @@ def test_there_is_a_case_for_each_transform_of_a_primary_level():
     assert set(CLIPS) == {name for name, transform in hs.TRANSFORMS.items() if not transform.reads_slope}
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("clip", [*CLIPS.values(), "norm(0.05, per='tensor'), centralize", "cumulative, normalize"])
 @pytest.mark.parametrize("shape", ["[B]", "[]"])
 def test_the_hypergradient_of_n_through_gradient_transforms(clip, shape):
@@ -358,6 +363,7 @@ def test_the_hypergradient_of_n_through_gradient_transforms(clip, shape):
     check_n(text, shape)
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("way", [accumulated, together, scaled])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_hypergradient_of_n_in_other_loops(way, shape):
@@ -365,6 +371,7 @@ def test_the_hypergradient_of_n_in_other_loops(way, shape):
     check_n(wrapped(given, "Adam(0.02)", STILL), shape, way)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("shape", ["[B]", "[]"])
 @pytest.mark.parametrize("other", ["SGD(0.01, momentum=0.5)", "SGD(0.005, clip)"])
 def test_the_hypergradient_of_n_with_two_groups(shape, other):
@@ -586,6 +593,7 @@ RICH = "ALRC(Adam(0.02, clip), track_limited, n=0.3, mean0=0.6, square0=0.8) / S
 ESTIMATED = "ALRC(SGD(0.01, momentum=0.5), n=0.3, overestimate=1.0) / SGD(0.1)"
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("text", [RICH, ESTIMATED])
 @pytest.mark.parametrize("at", [0, 1, 4, 8])
 def test_saved_and_loaded_in_mid_run_goes_on_bit_for_bit(text, at):
@@ -746,6 +754,7 @@ def test_every_option_says_what_it_is():
 # ---- devices
 
 
+@pytest.mark.sampled(9)
 @by_case
 @pytest.mark.parametrize("shape", SHAPES)
 def test_limiting_looks_at_no_value(case, shape):

@@ -39,6 +39,7 @@ def run(stack, steps=6, fused=False, dtype=torch.float64, block=None, monkeypatc
     return [*params, *tower.hyperparameters().values()]
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize(
     "spread", [pytest.param(False, id="one"), pytest.param(True, id="per tensor", marks=pytest.mark.slow)]
 )

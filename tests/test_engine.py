@@ -201,6 +201,7 @@ def follow(stack, steps=7, nonfinite="skip", schedule=lambda t: 1.0, grads=None,
     return tower
 
 
+@pytest.mark.sampled(9)
 @by_pair
 def test_two_clipped_levels_as_the_slow_tower(lower, upper):
     stack = asked(RULES[lower], clip=True, **calm(lower, upper)) / asked(RULES[upper], lr=hs.learned(0.01), clip=True)
@@ -302,6 +303,7 @@ def layers(*names, **per_level):
     )
 
 
+@pytest.mark.sampled(6)
 @by_pair
 def test_every_pair_makes_finite_steps(lower, upper):
     """As they come, in float32; what they do with everything learned and clipped is compared above."""
@@ -350,12 +352,14 @@ def test_every_stack_on_the_meta_device(stack):
         assert {k: x.shape for k, x in read(tower).items()} == {k: x.shape for k, x in read(same).items()}
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_that_are_missing_and_no_guard_on_the_meta_device(name):
     tower = take_steps(one_a_tensor(name) / one_a_tensor(name), "meta", "propagate", missing=(1,))
     assert all(x.device.type == "meta" for x in tower.hypergradients().values())
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("names", TRIPLES, ids="-".join)
 def test_the_climb_runs_on_python_floats(names, monkeypatch):
     """Every operation that the rules use on hyperparameters is known there; without one, steps take far longer."""
@@ -419,6 +423,7 @@ def test_gradients_that_are_all_zero_move_nothing(text):
     assert_same([tower.hyperparameters(), params], [before, tensors()])
 
 
+@pytest.mark.sampled(7)
 @by_text
 def test_a_step_without_any_gradient_is_no_step(text):
     """Also in mid-run: what follows is as if it had not been called."""

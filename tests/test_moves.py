@@ -116,6 +116,7 @@ def test_values_replaced_in_mid_run(way, form, stack):
     assert not torch.allclose(found[-1], run("cached", stack)[-1]), "the values do not matter"
 
 
+@pytest.mark.sampled(4)
 @by_stack
 @by_form
 def test_strides_that_come_and_go(form, stack):
@@ -296,6 +297,7 @@ def test_a_model_to_the_gpu_and_back(form, stack):
 # ---- other shapes
 
 
+@pytest.mark.sampled(4)
 @by_form
 @pytest.mark.parametrize("groups", [1, 2])
 def test_another_shape_is_refused_and_changes_nothing(groups, form):
@@ -323,6 +325,7 @@ def test_another_shape_is_refused_and_changes_nothing(groups, form):
 DUPLICATES = {"pickle": lambda opt: pickle.loads(pickle.dumps(opt)), "deepcopy": copy.deepcopy}
 
 
+@pytest.mark.sampled(6)
 @by_form
 @pytest.mark.parametrize("then", FORMS)
 @pytest.mark.parametrize("way", [*(pytest.param(way, marks=pytest.mark.slow) for way in DUPLICATES), "state_dict"])

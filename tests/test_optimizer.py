@@ -473,6 +473,7 @@ def all_there(t, gs):
     return gs
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("text", SAVED)
 def test_saved_and_loaded_in_mid_run_equals_the_straight_run(text):
     assert_same(*resumed(text, 3, 6, all_there))

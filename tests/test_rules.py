@@ -80,6 +80,7 @@ def beside(text, other):
         assert_close(ours, theirs, 1e-12)
 
 
+@pytest.mark.sampled(3)
 @by_case
 @pytest.mark.parametrize("upper", ["", " / SGD(0.0)"], ids=["alone", "measured"])
 def test_parity(case, upper):
@@ -87,6 +88,7 @@ def test_parity(case, upper):
     beside(case[0] + upper, case[1])
 
 
+@pytest.mark.sampled(4)
 @by_case
 def test_parity_in_float32(case):
     """Each of 12 steps rounds the state and the direction a few times: 100 ulp cover them."""
@@ -302,6 +304,7 @@ def check_hypergradients(stack, steps, at, schedule=1.0, flat=()):
     return tower
 
 
+@pytest.mark.sampled(8)
 @by_options
 def test_hypergradients_are_the_derivatives_of_the_last_update(rule, options):
     stack = asked(rule, **options) / hs.SGD(1e-4)
@@ -386,6 +389,7 @@ def levels_that_start_anywhere(rule):
 LEVELS = {str(level): level for rule in RULES.values() for level in levels_that_start_anywhere(rule)}
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("level", LEVELS.values(), ids=LEVELS)
 def test_gradients_that_are_exactly_zero_leave_everything_finite(level):
     """All are 0 in the first two steps, some in the next three, in one step all, and then some again."""
@@ -412,6 +416,7 @@ ALIVE = [rule() for rule in RULES.values()] + [
 ]
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("level", ALIVE, ids=str)
 def test_no_learned_hyperparameter_is_dead(level):
     """Over twelve steps each hypergradient differs from 0 at least once; what cannot must be declared fixed."""

@@ -140,6 +140,7 @@ def test_a_shared_rate_by_hand():
     assert_close([p.detach() for p in params], expected, 1e-12)
 
 
+@pytest.mark.sampled(6)
 @by_stack
 @pytest.mark.parametrize("at", [1, 2, 5])
 def test_saved_and_loaded_in_mid_run(text, at):
@@ -297,6 +298,7 @@ def test_what_stays_has_no_part_in_the_levels_above():
     assert all(float(gradient["0.lr"]) != 0 for *_, gradient in found[1:]), "what it would receive is still seen"
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("at", [2, 3, 4, 5, 8])
 def test_resumed_on_both_sides_of_the_end(at):
     text = BASE.format("fixed_after(log(0.05), 4)")

@@ -194,6 +194,7 @@ def test_a_hyperparameter_is_a_number(rule, name):
         assert re.search(r"is not a number|too large", mistake(rule, **{name: value}))
 
 
+@pytest.mark.sampled(4)
 @every_hyperparameter
 @pytest.mark.parametrize("wish", [None, *MODIFIERS])
 def test_a_value_is_inside_the_domain_and_the_bijection_expresses_it(rule, name, wish):

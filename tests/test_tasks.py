@@ -112,6 +112,7 @@ def test_batches_are_a_function_of_the_generator_and_leave_the_data_alone(loaded
     assert all(torch.equal(a, b) for a, b in zip(before, (data.train_inputs, data.train_targets), strict=True))
 
 
+@pytest.mark.sampled(4)
 @each_task
 def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path, loaded, name):
     """Also in the middle of an epoch, where augmentation has drawn already."""

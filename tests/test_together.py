@@ -67,6 +67,7 @@ pairs = [
 ]
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize(("lower", "upper"), pairs)
 def test_each_run_is_the_one_alone(lower, upper):
     follow(stacks(lower, upper))
@@ -112,6 +113,7 @@ def test_with_every_transform_on_the_level_above(clip):
     follow([hs.parse(f"{lower} / SGD({1e-5 * (1 + r)}, clip=[{CLIPS[clip]}]) / SGD(1e-8)") for r in range(RUNS)])
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize(
     "text",
     [

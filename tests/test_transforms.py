@@ -165,6 +165,7 @@ FACTORS = [
 ]
 
 
+@pytest.mark.sampled(4)
 @every_dtype
 @every_shape
 @pytest.mark.parametrize("per", ["tensor", "level"])
@@ -482,6 +483,7 @@ def climb(stack, fused=False, steps=7):
     return [*params, *(x for found in read for x in found.values())]
 
 
+@pytest.mark.sampled(5)
 @every_transform
 def test_every_transform_on_every_level_makes_finite_steps(transform):
     found = climb(stack_of(transform))
@@ -561,6 +563,7 @@ def test_the_norm_of_a_level_is_of_all_that_has_a_gradient(fused, monkeypatch):
     assert len(tower.buckets) > 1
 
 
+@pytest.mark.sampled(6)
 @every_transform
 def test_saved_and_loaded_in_mid_run(transform):
     def made(params):
