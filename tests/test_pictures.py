@@ -82,6 +82,42 @@ def test_runs_are_overlaid_where_they_have_the_same_key():
     assert [panel.title for panel in chosen] == ["loss", "1.lr", "hypergradient of 1.lr"]
 
 
+def looks(drawing):
+    """Colour and dashes of each line of an SVG, by its class."""
+    root = ElementTree.fromstring(drawing)
+    groups = [g for g in root.iter(f"{{{figure.SVG}}}g") if re.match("line-", g.get("class", ""))]
+    styles = {g.get("class"): g.find(f"{{{figure.SVG}}}path").get("style") for g in groups}
+    return {
+        name: sorted(part for part in style.split("; ") if re.match("stroke(-dasharray)?:", part))
+        for name, style in styles.items()
+    }
+
+
+def test_a_run_looks_the_same_where_others_lack_the_key():
+    runs = [("one", made(keys=("0.lr",))), ("other", made(seed=1))]
+    found = {panel.title: panel for panel in panels(runs, None, log=False)}
+    both, alone = (looks(figure.svg([found[title]], legend=False)) for title in ("0.lr", "1.lr"))
+    assert list(both) == ["line-0", "line-1"]
+    assert both["line-0"] != both["line-1"]
+    assert alone == {"line-1": both["line-1"]}
+    text = terminal.plot(found["1.lr"], 80, 20, color=False)
+    assert text.splitlines()[-1] == "  o other"
+    assert shown_points(text.replace("│", "|"), "o")[0]
+    assert not shown_points(text.replace("│", "|"), "*")[0]
+
+
+def test_the_legend_of_a_png_hides_no_line(tmp_path):
+    flat = [Line(f"run {i}", np.array([1.0, 2]), np.array([float(i)] * 2), place=i) for i in range(6)]
+    named, bare = (Panel("x", "y", flat, False, several) for several in (True, False))
+    for name, panel in (("named", named), ("bare", bare)):
+        figure.png([panel], tmp_path / f"{name}.png")
+    with_legend, without = (pixels((tmp_path / f"{name}.png").read_bytes()) for name in ("named", "bare"))
+    above = len(with_legend) - len(without)
+    assert above == pytest.approx(150 * figure.ENTRY * 6, abs=1)
+    assert near(with_legend[:above], figure.COLORS[0]) > 50
+    np.testing.assert_allclose(with_legend[above + 30 :], without[30:], atol=80)
+
+
 def test_a_logarithmic_axis_where_it_shows_more():
     run = made(4)
     for values, log in (
@@ -262,7 +298,7 @@ def test_a_png_shows_each_line_in_its_colour(tmp_path):
     figure.png(shown[1:2], tmp_path / "b.png")
     content = (tmp_path / "a.png").read_bytes()
     assert content == (tmp_path / "b.png").read_bytes()
-    assert png_size(content) == (round(150 * figure.WIDTH), round(150 * figure.HEIGHT))
+    assert png_size(content) == pytest.approx((150 * figure.WIDTH, 150 * (figure.HEIGHT + 2 * figure.ENTRY)), abs=1)
     image = pixels(content)
     for color in figure.COLORS[:2]:
         assert near(image, color) > 500
@@ -306,7 +342,7 @@ def test_a_plot_in_the_terminal_follows_the_record():
 
 def test_several_lines_are_told_apart_without_colour():
     steps = np.arange(50.0)
-    panel = Panel("x", "y", [Line("low", steps, steps * 0 + 1), Line("high", steps, steps * 0 + 2)], False)
+    panel = Panel("x", "y", [Line("low", steps, steps * 0 + 1), Line("high", steps, steps * 0 + 2, place=1)], False, True)
     text = terminal.plot(panel, 60, 16, color=False)
     assert text.splitlines()[-2:] == ["  * low", "  o high"]
     stars, _ = shown_points(text.replace("│", "|"), "*")
@@ -390,7 +426,7 @@ def test_the_numbers_at_the_axes_are_those_of_the_curve(scale, log):
 
 
 def test_control_characters_do_not_reach_the_terminal():
-    panel = Panel(EVIL, EVIL, [Line(EVIL, np.array([1.0]), np.array([1.0]))] * 2, False)
+    panel = Panel(EVIL, EVIL, [Line(EVIL, np.array([1.0]), np.array([1.0]))] * 2, False, True)
     text = terminal.plot(panel, 80, 12, color=False)
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", text)
 
