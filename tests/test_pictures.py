@@ -23,9 +23,11 @@ from hyperstack.errors import InputError
 from hyperstack.reports import figure, page, sections, terminal
 from hyperstack.reports.markup import Html, element, joined
 from hyperstack.reports.panels import POINTS, Line, Panel, drawable, panels, reduced
+from hyperstack.reports.reading import reading
 from hyperstack.reports.run import Run, load_run
 from hyperstack.reports.statistics import statistics
-from hyperstack.reports.text import number
+from hyperstack.reports.text import natural, number
+from hyperstack.telemetry.jsonl import JsonLines
 from hyperstack.telemetry.record import Record
 from hyperstack_cli import pictures
 
@@ -342,7 +344,9 @@ def test_a_plot_in_the_terminal_follows_the_record():
 
 def test_several_lines_are_told_apart_without_colour():
     steps = np.arange(50.0)
-    panel = Panel("x", "y", [Line("low", steps, steps * 0 + 1), Line("high", steps, steps * 0 + 2, place=1)], False, True)
+    panel = Panel(
+        "x", "y", [Line("low", steps, steps * 0 + 1), Line("high", steps, steps * 0 + 2, place=1)], False, True
+    )
     text = terminal.plot(panel, 60, 16, color=False)
     assert text.splitlines()[-2:] == ["  * low", "  o high"]
     stars, _ = shown_points(text.replace("│", "|"), "*")
@@ -496,7 +500,7 @@ def test_the_page_has_the_run_its_figures_and_its_pictures(whole):
     for expected in ("test error 25.00 %", "time 1.5 s", "2026-01-02 03:04", "1.lr: its rate is too high"):
         assert expected in text
     for key, s in statistics(run.record).items():
-        row = f"{key.split('.')[1]} " + " ".join(map(number, (s.first, s.last, s.min, s.max)))
+        row = f"{key.split('.')[1]} " + " ".join(map(natural, (s.first, s.last, s.min, s.max)))
         assert row in text
         assert f"{number(s.grad_median, 3)} {number(s.grad_95, 3)} {number(s.grad_max, 3)}" in text
     drawings = re.findall(r"<svg xmlns.*?</svg>", whole, re.DOTALL)
@@ -544,7 +548,7 @@ def test_runs_without_a_result_or_rows_have_a_page():
     empty = made(0)
     unfinished = Run(empty.path, {"task": "toy", "stack": "not / ) python"}, None, empty.record, empty.when)
     words = " ".join(Reader(page.report([("x", unfinished)])).words)
-    assert "stopped before its end" in words
+    assert "stopped" in words
     assert "nothing to draw" in words
     for values in (ODD["one row"], ODD["nothing finite"], ODD["all negative"]):
         odd = made(len(values), keys=("0.lr",))
@@ -561,9 +565,12 @@ def test_sixty_four_levels_have_a_page(tmp_path):
 
 
 def test_a_notebook_shows_a_run(monkeypatch):
-    run = made()
+    run = with_columns(made(), **{"0__lr__grad": np.zeros(40)})
     text = run._repr_html_()
     assert text.startswith('<div class="hyperstack">')
+    words = " ".join(" ".join(Reader(text).words).split())
+    assert [remark.text for remark in reading(run)]
+    assert all(remark.text in words for remark in reading(run))
     assert len(re.findall(r"<svg xmlns", text)) == page.FEW
     assert not Reader(text).crossed
     monkeypatch.setitem(sys.modules, "matplotlib", None)
@@ -590,7 +597,7 @@ def test_parameters_of_the_network_stand_in_a_table():
     found = Reader(sections.tensors(run))
     assert "script" not in {tag for tag, _ in found.elements}
     words = " ".join(" ".join(found.words).split())
-    assert "1 1 100.0 % 0.5 1.bias 3 3 0.0 % -" in words
+    assert "1 1 100 % 50 % 1.bias 3 3 0 % -" in words
 
 
 def test_what_is_not_installed_is_named(monkeypatch):
@@ -609,6 +616,19 @@ def at_home(elsewhere, folder):
     return folder
 
 
+@pytest.fixture
+def made_run(tmp_path):
+    """A folder of a run whose hypergradients were all 0, of which a reading speaks."""
+    path = tmp_path / "made"
+    path.mkdir()
+    (path / "plan.json").write_text(json.dumps({"task": "toy", "stack": "Adam(0.01) / SGD(0.01, clip) / SGD"}))
+    sink = JsonLines(path / "record.jsonl")
+    sink.open(["step", "loss", *(f"{key}.{what}" for key in ("0.lr", "1.lr") for what in ("value", "grad", "clip"))])
+    sink.write(np.array([[step, 1.0, 0.01, 0, 1, 0.01, 0, 1] for step in range(1, 41)]))
+    sink.close()
+    return path
+
+
 def test_inspect_draws(at_home):
     record = load_run("run").record
     text = ok("inspect", "run", "--plot", columns=80)
@@ -624,6 +644,17 @@ def test_inspect_draws(at_home):
     assert "Adam(0.01)" in Path("a.html").read_text()
     code, output, _ = command("inspect", "run", "--level", 1, "--png", "b.png", "--json")
     assert (code, json.loads(output)["rows"]) == (0, 20)
+
+
+def test_the_page_says_what_each_sentence_is_about(at_home, made_run):
+    remarks = reading(load_run(made_run))
+    assert {remark.key for remark in remarks} == {"0.lr", "1.lr"}
+    for options, keys in (((), {"0.lr", "1.lr"}), (("--key", "1.*"), {"1.lr"})):
+        file = f"{len(keys)}.html"
+        command("inspect", made_run, "--html", file, *options)
+        words = " ".join(" ".join(Reader(Path(file).read_text()).words).split())
+        for remark in remarks:
+            assert (f"{remark.key}: {remark.sentence}" in words) is (remark.key in keys)
 
 
 @pytest.mark.parametrize(

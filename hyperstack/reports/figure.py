@@ -124,9 +124,7 @@ def _figure(panels: Sequence[Panel], legend: bool, across: int) -> Figure:
         place = i + across - 1 if i else 0
         left, bottom = place % columns * WIDTH + LEFT, (rows - 1 - place // columns) * HEIGHT + BOTTOM
         wide, high = WIDTH * (1 if i else across) - LEFT - RIGHT, HEIGHT - BOTTOM - TOP
-        axes = figure.add_axes(
-            (left / columns / WIDTH, bottom / total, wide / columns / WIDTH, high / total)
-        )
+        axes = figure.add_axes((left / columns / WIDTH, bottom / total, wide / columns / WIDTH, high / total))
         _draw(axes, panel)
         if named and i == 0:
             _name(figure, axes, len(named), columns)
@@ -136,8 +134,8 @@ def _figure(panels: Sequence[Panel], legend: bool, across: int) -> Figure:
 def _name(figure: Figure, axes: Axes, count: int, columns: int) -> None:
     """The legend of these axes, above all of the panels, where it hides nothing."""
     drawn, names = (found[:count] for found in axes.get_legend_handles_labels())
-    short = [shortened(name, LONGEST) for name in names]
-    place = {"loc": "upper left", "bbox_to_anchor": (0.0, 1.0), "borderaxespad": 0.0}
+    short = [shortened(str(name), LONGEST) for name in names]
+    place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (0.0, 1.0), "borderaxespad": 0.0}
     legend = figure.legend(drawn, short, **place, ncols=columns, fontsize=7.5, handlelength=2.6, labelspacing=0.3)
     for handle in legend.get_lines():
         handle.set_marker("None")

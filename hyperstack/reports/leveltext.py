@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+
+from hyperstack.telemetry.record import parts
 
 
 def rule_name(text: str) -> str:
@@ -14,6 +16,12 @@ def rule_name(text: str) -> str:
 def clips(text: str) -> bool:
     """Whether this level transforms the gradients that it receives, as with `clip`."""
     return any(name == "clip" for name, _ in _arguments(text))
+
+
+def is_clipped(key: str, levels: Sequence[str], clipped: float | None) -> bool:
+    """Whether the level above may clip the hypergradients of a key; `clipped`: in what share of the steps it was."""
+    above = parts(key)[1] + 1
+    return bool(clipped) or any(clips(text) for text in levels[above : above + 1])
 
 
 def per_tensor(text: str) -> set[str]:

@@ -10,6 +10,7 @@ from hyperstack.errors import InputError
 from hyperstack.reports import sections
 from hyperstack.reports.markup import Html, element, joined
 from hyperstack.reports.panels import panels
+from hyperstack.reports.reading import reading
 
 if TYPE_CHECKING:
     from hyperstack.reports.run import Run
@@ -111,8 +112,11 @@ def report(
 
 
 def fragment(run: Run) -> str:
-    """A run as a notebook shows it: what it was, its tables, and where matplotlib is installed its first pictures."""
-    shown = [sections.heading(run), sections.hyperparameters(run)]
+    """A run as a notebook shows it: what it was, what is remarkable, its tables, and where matplotlib is installed its
+    first pictures.
+    """
+    words = sections.reading([remark.text for remark in reading(run)])
+    shown = [sections.heading(run), words, sections.hyperparameters(run)]
     with suppress(InputError):  # without pictures where they cannot be drawn
         shown.append(sections.pictures(panels([("", run)], None, True)[:FEW], [""]))
     return element("div", Html(f"<style>{STYLE}</style>"), *shown, class_="hyperstack")

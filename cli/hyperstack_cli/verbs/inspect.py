@@ -93,7 +93,8 @@ def command(
     record = _between(found, span)
     keys = _chosen(found, wanted, patterns)
     everything = not wanted and not patterns
-    sentences = [remark.sentence for remark in reading(found, record)] if pictures["html"] else []
+    remarks = reading(found, record) if pictures["html"] else []
+    sentences = [remark.text for remark in remarks if everything or remark.concerns(keys)]
     part = [(str(run), replace(found, record=record))]
     if show_pictures(part, None if everything else keys, log, sentences=sentences, **pictures) and not as_json:
         return
@@ -114,7 +115,13 @@ def _chosen(run: Run, wanted: Sequence[int], patterns: Sequence[str]) -> list[st
     height = max([len(run.levels), *(parts(key)[1] + 1 for key in known)])
     if beyond := [k for k in wanted if k >= height]:
         raise InputError(f"there is no level {beyond[0]}", instead=f"the levels are 0 to {height - 1}")
-    return [key for key in chosen(known, patterns) if not wanted or parts(key)[1] in wanted]
+    named = chosen(known, patterns)
+    found = [key for key in named if not wanted or parts(key)[1] in wanted]
+    if named and not found and patterns:
+        raise InputError(
+            f"{', '.join(named)}: not on level {', '.join(map(str, wanted))}", instead="leave out --level or --key"
+        )
+    return found
 
 
 def _between(run: Run, span: tuple[int | None, int | None] | None) -> Record:
