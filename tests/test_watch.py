@@ -225,6 +225,14 @@ def test_an_interval_that_is_none_is_refused(run, interval):
     assert command("watch", run, "--interval", interval)[0] == 2
 
 
+def test_a_terminal_that_knows_ascii_only_is_not_shown_question_marks(run):
+    environment = {"PYTHONIOENCODING": "ascii", "PATH": "", "PYTHONPATH": ":".join(sys.path)}
+    done = subprocess.run([sys.executable, "-m", "hyperstack_cli", "watch", run], env=environment, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.startswith(b"toy | Adam(0.01)")
+    assert b"?" not in done.stdout
+
+
 def test_watching_needs_no_torch(run):
     code = f"import sys; from hyperstack_cli.main import main\nsys.argv = ['hyperstack', 'watch', {str(run)!r}]\n"
     code += "try:\n    main()\nfinally:\n    assert 'torch' not in sys.modules\n"

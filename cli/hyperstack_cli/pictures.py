@@ -36,6 +36,14 @@ def picture_options(verb: Verb) -> Verb:
     return plot(png(html(verb)))
 
 
+def one_output(plot: bool, as_json: bool) -> None:
+    """Refuse to write pictures and JSON into one stream."""
+    if plot and as_json:
+        raise click.UsageError(
+            "--plot and --json both write to standard output: choose one, or --png FILE with --json."
+        )
+
+
 def show_pictures(
     runs: Sequence[tuple[str, Run]],
     keys: Sequence[str] | None,
@@ -64,7 +72,8 @@ def show_pictures(
         from hyperstack.reports import figure
 
         buffer = io.BytesIO()
-        figure.png(shown, buffer)
+        named = [(f"{label}  {run.stack}", run) for label, run in runs]  # a picture has no other place for the stacks
+        figure.png(panels(named, keys, log) if len(runs) > 1 else shown, buffer)
         contents[png] = buffer.getvalue()
     if html is not None:
         from hyperstack.reports.page import report

@@ -11,6 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from hyperstack.reports.grid import plain
 from hyperstack.reports.leveltext import clips, rule_name
 from hyperstack.reports.run import levels
 from hyperstack.reports.text import number, shortened
@@ -22,11 +23,12 @@ if TYPE_CHECKING:
 AROUND = 5  # lines of the screen that are not for hyperparameters: the bar, the headings, what follows
 
 
-def headline(plan: Mapping[str, Any], width: int) -> Text:
+def headline(plan: Mapping[str, Any], console: Console) -> Text:
     """What a run is, in at most three lines."""
     seed = [f"seed {plan['seed']}"] if "seed" in plan else []
     device = [str(plan["device"])] if "device" in plan else []
-    return Text(shortened(" · ".join([plan["task"], plan["stack"], *seed, *device]), 3 * width), style="bold")
+    line = Text(shortened(" · ".join([plan["task"], plan["stack"], *seed, *device]), 3 * console.width), style="bold")
+    return plain([line])[0] if console.options.ascii_only else line
 
 
 class TowerView:

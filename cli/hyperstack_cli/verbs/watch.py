@@ -140,7 +140,7 @@ class _Live:
         from hyperstack_cli.tower import TowerView, headline
 
         self.view, self.seen = TowerView(console, plan, _planned(plan)), (-1, -1)
-        console.print(headline(plan, console.width))
+        console.print(headline(plan, console))
         self.live: Live = Live(console=console, auto_refresh=False, transient=False)
 
     def __enter__(self) -> _Live:
@@ -168,7 +168,7 @@ class _Lines:
 
         self.console, self.interval, self.total = console, interval, _planned(plan)
         self.due, self.step, self.restarts = 0.0, -1.0, 0
-        console.print(headline(plan, console.width), soft_wrap=True)
+        console.print(headline(plan, console), soft_wrap=True)
 
     def __enter__(self) -> _Lines:
         return self
