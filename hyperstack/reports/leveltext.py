@@ -29,6 +29,12 @@ def per_tensor(text: str) -> set[str]:
     return {name for name, value in _arguments(text) if "per_tensor" in _called(value)}
 
 
+def is_norm(key: str, levels: Sequence[str]) -> bool:
+    """Whether what is recorded as the hypergradient of a key is a norm, as it is where there is one number a tensor."""
+    _, level, name = parts(key)
+    return any(name in per_tensor(text) for text in levels[level : level + 1])
+
+
 def _arguments(text: str) -> Iterator[tuple[str, ast.expr]]:
     """Names and values: the first number without a name is the learning rate, a bare `clip` is the flag."""
     try:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hyperstack.reports import figure
-from hyperstack.reports.leveltext import is_clipped
 from hyperstack.reports.markup import Html, element, joined
 from hyperstack.reports.panels import Panel
-from hyperstack.reports.statistics import Statistics, TensorStatistics, statistics, tensor_statistics
+from hyperstack.reports.statistics import Statistics, TensorStatistics, statistics_of, tensor_statistics
 from hyperstack.reports.text import natural, number, percent
 from hyperstack.telemetry.record import parts
 
@@ -74,8 +72,7 @@ def reading(sentences: Sequence[str]) -> Html:
 
 def hyperparameters(run: Run, keys: Sequence[str] | None = None) -> Html:
     """For each level a table of its hyperparameters; `keys`: only these."""
-    found = {key: s for key, s in statistics(run.record).items() if keys is None or key in keys}
-    found = {key: s if is_clipped(key, run.levels, s.clipped) else replace(s, clipped=None) for key, s in found.items()}
+    found = {key: s for key, s in statistics_of(run.record, run.levels).items() if keys is None or key in keys}
     texts = dict(enumerate(run.levels))
     tables = []
     for place in dict.fromkeys(parts(key)[:2] for key in found):

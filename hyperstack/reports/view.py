@@ -16,11 +16,11 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
 from hyperstack.reports.grid import Field, cropped, grid, plain, taken, wrapped
-from hyperstack.reports.leveltext import is_clipped, per_tensor
+from hyperstack.reports.leveltext import per_tensor
 from hyperstack.reports.reading import Remark, reading
 from hyperstack.reports.run import Run
 from hyperstack.reports.series import sparkline
-from hyperstack.reports.statistics import Statistics, TensorStatistics, statistics, tensor_statistics
+from hyperstack.reports.statistics import Statistics, TensorStatistics, statistics_of, tensor_statistics
 from hyperstack.reports.text import natural, number, percent
 from hyperstack.telemetry.record import Record, parts
 
@@ -51,7 +51,7 @@ class View:
         shown = [key for key in chosen if self.most is None or parts(key)[1] < self.most]
         lines = [*_header(self.run, record, width, self.most), Text()]
         if record.keys:
-            found = statistics(record)
+            found = statistics_of(record, self.run.levels)
             remarks = [r for r in reading(self.run, record, found) if self.keys is None or r.concerns(chosen)]
             lines += [*_reading(remarks, len(record), width), Text()]
             lines += _keys(self.run, record, {key: found[key] for key in shown}, width, self.log, ascii_only)
@@ -165,7 +165,7 @@ def _keys(
 
     some = [found[key] for key in keys]
     values = _values(some, sparks("value", False))
-    grads = _gradients(some, sparks("grad", log), [is_clipped(key, run.levels, found[key].clipped) for key in keys])
+    grads = _gradients(some, sparks("grad", log), any(s.clipped is not None for s in some))
     name = Field("", keys, right=False, style="bold")
     together = [name, *values, *grads]
     scale = "log" if log else "linear"
@@ -204,9 +204,7 @@ def _values(found: Sequence[Statistics], draw: Callable[[int], list[str]]) -> li
     ]
 
 
-def _gradients(found: Sequence[Statistics], draw: Callable[[int], list[str]], clips: Sequence[bool]) -> list[Field]:
-    clipped = any(clips)
-    shares = [percent(s.clipped, 0) if clip else "-" for s, clip in zip(found, clips, strict=True)]
+def _gradients(found: Sequence[Statistics], draw: Callable[[int], list[str]], clipped: bool) -> list[Field]:
     fields = [
         Field("hypergradient", draw=draw, right=False, style="magenta", rank=2, least=13),
         Field("median", [number(s.grad_median, 3) for s in found]),
@@ -214,7 +212,7 @@ def _gradients(found: Sequence[Statistics], draw: Callable[[int], list[str]], cl
         Field("max", [number(s.grad_max, 3) for s in found], rank=1),
         Field("at step", ["-" if s.grad_max_step is None else f"{s.grad_max_step:,}" for s in found], rank=4),
         Field("average", [number(s.average, 3) for s in found], rank=3),
-        Field("clipped", shares, rank=1 if clipped else 2),
+        Field("clipped", [percent(s.clipped, 0) for s in found], rank=1 if clipped else 2),
         Field("to", [percent(s.factor, 0) for s in found], rank=2),
         Field("flips", [percent(s.flips, 0) for s in found], rank=2),
         Field("nan/inf", [f"{s.nonfinite:,}" for s in found], rank=1),

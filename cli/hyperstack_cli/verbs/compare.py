@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import re
 from collections.abc import Sequence
@@ -13,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hyperstack_cli.pictures import one_output, picture_options, show_pictures
-from hyperstack_cli.screen import RUN, err, out
+from hyperstack_cli.screen import RUN, as_text, err, out
 from hyperstack_cli.selection import chosen, key_option, level_option, log_option, steps_option
 
 if TYPE_CHECKING:
@@ -93,7 +91,7 @@ def command(
     if as_json:
         content: dict[str, Any] = {"groups": [_group(group, keys) for group in groups]}
         content |= {"best": [group.letter for group in best(groups)], "remarks": remarks(groups)}
-        click.echo(json.dumps(_finite({**content, "left_out": left_out}), allow_nan=False))
+        click.echo(as_text({**content, "left_out": left_out}))
         return
     if not drawn:
         comparison.show()
@@ -169,12 +167,3 @@ def _group(group: Group, keys: list[str]) -> dict[str, Any]:
 def _natural(text: str) -> list[tuple[int, str]]:
     """By which names are ordered: run-2 before run-10."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d{1,15})", text)]
-
-
-def _finite(content: Any) -> Any:
-    """The same with null in the place of what is not finite."""
-    if isinstance(content, dict):
-        return {name: _finite(value) for name, value in content.items()}
-    if isinstance(content, list):
-        return [_finite(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hyperstack_cli.pictures import one_output, picture_options, show_pictures
-from hyperstack_cli.screen import RUN, out
+from hyperstack_cli.screen import RUN, as_text, out
 from hyperstack_cli.selection import chosen, key_option, level_option, log_option, steps_option
 
 if TYPE_CHECKING:
@@ -93,7 +92,7 @@ def command(
     if show_pictures(part, None if everything else keys, log, sentences=sentences, **pictures) and not as_json:
         return
     if as_json:
-        click.echo(json.dumps(_plain(found, record, keys)))
+        click.echo(as_text(_plain(found, record, keys)))
         return
     console = out()
     most = TALL if console.is_terminal and everything else None
@@ -116,9 +115,9 @@ def _between(run: Run, span: tuple[int | None, int | None] | None) -> Record:
 
 def _plain(run: Run, record: Record, keys: Sequence[str]) -> dict[str, object]:
     from hyperstack.reports.reading import reading
-    from hyperstack.reports.statistics import statistics, tensor_statistics
+    from hyperstack.reports.statistics import statistics_of, tensor_statistics
 
-    steps, found = record.steps, statistics(record)
+    steps, found = record.steps, statistics_of(record, run.levels)
     return {
         "path": str(run.path),
         "when": run.when.isoformat(),
