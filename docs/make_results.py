@@ -4,10 +4,10 @@
     python docs/make_results.py start        only the tables named; a name that is none gets the list of them
     python docs/make_results.py --show start to the screen, not into the files
 
-`speed` and `sweep` come from `hyperstack bench`, and want a quiet machine; `spikes` has runs of its own. Elsewhere a
-figure is the test error in percent after the last epoch, as `hyperstack train mnist --stack STACK --seed SEED` reports
-it: mean ± standard deviation over seeds 0, 1 and 2. A table stands between `<!-- results: NAME -->` and
-`<!-- end of results -->`, and is replaced as a whole.
+`speed` and `sweep` come from `hyperstack bench`, `together` from measure_together.py; they want a quiet machine.
+`spikes` has runs of its own. Elsewhere a figure is the test error in percent after the last epoch, as `hyperstack train
+mnist --stack STACK --seed SEED` reports it: mean ± standard deviation over seeds 0, 1 and 2. A table stands between
+`<!-- results: NAME -->` and `<!-- end of results -->`, and is replaced as a whole.
 """
 
 from __future__ import annotations
@@ -314,8 +314,17 @@ def sweep() -> str:
     return markdown(HEAD, rows_of(bench("1e4", "1e5", "1e6", "1e7", "1e8", "--seconds", "15", *only)))
 
 
+def together() -> str:
+    """Runs trained together, in as many processes as there are cores, against one after another."""
+    code = "import json, measure_together as m; print(json.dumps(m.measured(30)))"
+    run = subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True, check=True)
+    rows = [[name, *(f"{x:.2f}" for x in figures)] for name, *figures in json.loads(run.stdout)]
+    return f"{machine()}.\n\n" + markdown(["", "a run's step, ms", "ratio to one alone", "ratio to gdtuo"], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
-    f.__name__: f for f in (start, clipping, wrong, rates, family, every, trust, layers, spikes, long, speed, sweep)
+    f.__name__: f
+    for f in (start, clipping, wrong, rates, family, every, trust, layers, spikes, long, speed, sweep, together)
 }
 PLACE = re.compile(r"(<!-- results: (\w+) -->\n).*?(\n<!-- end of results -->)", re.DOTALL)
 

@@ -160,9 +160,10 @@ class Bucket:
         self.findings = {name: zeros.new_zeros(len(index)) for name in level.findings}
         self.pending = False
         self.ahead: tuple[Tensors, tuple[Tensor, ...]] | None = None
-        self.parts = [self._part(block) for block in self.blocks]
+        self.parts = [self.part_of(block) for block in self.blocks]
 
-    def _part(self, block: Block) -> Tensors:
+    def part_of(self, block: Block) -> Tensors:
+        """The flats of one block, as views."""
         return {n: x[block.tensors if n in self.whole else block.range] for n, x in self.flats.items()}
 
     def fits(self, tensors: Sequence[Tensor]) -> bool:

@@ -13,6 +13,7 @@ Everything of size one, or one a hyperparameter, lies in one flat tensor, the ce
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -42,6 +43,12 @@ class Climb:
     def start(self) -> Tensor:
         """The cells before the first step."""
         return self.layout.pack(self._start())
+
+    def holding(self, fixed: Tensors) -> Climb:
+        """The same with other tensors for what is fixed, by "LEVEL.NAME"."""
+        other = copy.copy(self)
+        other.levels = [level.holding(section(fixed, f"{k}.")) for k, level in enumerate(self.levels)]
+        return other
 
     def _start(self) -> Tensors:
         cells = {name: cell for k in range(len(self.levels)) for name, cell in self._new_cells(k).items()}

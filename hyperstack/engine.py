@@ -126,7 +126,7 @@ class Tower:
         tangents: Tangents | None,
     ) -> Begun:
         """The first half of a step: what the gradients say of the last one."""
-        self._arrange(tensors, grads)
+        self.arrange(tensors, grads)
         found = [bucket.pick(grads) for bucket in self.buckets]
         gradients = [None if g is None else bucket.gather(g) for bucket, g in zip(self.buckets, found, strict=True)]
         inputs = {"cells": self.cells, "steps": self.steps, "schedule": self.number(schedule)}
@@ -203,7 +203,7 @@ class Tower:
             self._numbers[value] = torch.full((), value, dtype=self.cells.dtype, device=self.cells.device)
         return self._numbers[value]
 
-    def _arrange(self, tensors: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
+    def arrange(self, tensors: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
         """Make every bucket one whose tensors lie on one device in one dtype, and all have a gradient, or none.
 
         Tensors may have been moved or converted since the last step: their state follows them.

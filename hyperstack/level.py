@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from types import SimpleNamespace
 
@@ -52,6 +53,12 @@ class Level:
 
     def _tensor(self, value: float | list[float]) -> Tensor:
         return torch.tensor(value, dtype=self.dtype, device=self.device)
+
+    def holding(self, fixed: Tensors) -> Level:
+        """The same level with other tensors for what is fixed."""
+        other = copy.copy(self)
+        other.fixed = fixed
+        return other
 
     def start(self) -> Tensor:
         """The raw tensor before the first step."""

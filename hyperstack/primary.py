@@ -60,7 +60,7 @@ class Primary:
                 for name in bucket.states:  # last, because `left` refers to the state before
                     part[name].copy_(outputs[name])
             else:
-                tape = self._tape("pull", bucket, block, self._derivative, bucket.states)
+                tape = self._tape("pull", bucket, block, self.derivative, bucket.states)
                 products = tape({**inputs, "cotangent": cotangent})["products"]
             total = total + products if i else products
         bucket.pending, bucket.ahead = False, None
@@ -77,13 +77,13 @@ class Primary:
                 found = bucket.ahead[0]
             else:
                 states = () if self.measures else bucket.states
-                found = self._tape("push", bucket, block, self._moved, states)(inputs)
+                found = self._tape("push", bucket, block, self.moved, states)(inputs)
             bucket.measure(block, found)
             block.add(tensors, found["delta"])
         bucket.pending = self.measures
 
     def _ahead(self, bucket: Bucket, block: Block) -> SplitTape:
-        return self.tapes.split(("ahead", bucket.index[0]), partial(self._both, bucket, block), "cotangent")
+        return self.tapes.split(("ahead", bucket.index[0]), partial(self.both, bucket, block), "cotangent")
 
     def _tape(
         self,
@@ -106,7 +106,7 @@ class Primary:
 
     # -- what the tapes record ---------------------------------------------------------------------------------
 
-    def _both(self, bucket: Bucket, block: Block, inputs: Tensors) -> Tensors:
+    def both(self, bucket: Bucket, block: Block, inputs: Tensors) -> Tensors:
         """The update and its derivative."""
         leaves = {name: inputs[name].detach().requires_grad_() for name in self.level.depends}
         with torch.enable_grad():
@@ -127,11 +127,13 @@ class Primary:
         sums = [torch.stack([torch.stack([p.sum() for p in x.split(sizes)]) for x in row]) for row in pairs]
         return torch.nn.functional.pad(torch.stack(sums), around)
 
-    def _derivative(self, bucket: Bucket, block: Block, inputs: Tensors) -> Tensors:
-        found = self._both(bucket, block, inputs)
+    def derivative(self, bucket: Bucket, block: Block, inputs: Tensors) -> Tensors:
+        """The update's derivative, and the state after it."""
+        found = self.both(bucket, block, inputs)
         return {name: found[name] for name in ("products", *bucket.states)}
 
-    def _moved(self, bucket: Bucket, block: Block, inputs: Tensors) -> Tensors:
+    def moved(self, bucket: Bucket, block: Block, inputs: Tensors) -> Tensors:
+        """The update, and the state after it where that is not left to the pull."""
         delta, after = self._update(bucket, block, inputs)
         return {"delta": delta, **self._layers(after), **({} if self.measures else _states(after))}
 
@@ -167,7 +169,7 @@ class FusedPrimary(Primary):
             return bucket.nothing
         found = []
         for block, part, grad in zip(bucket.blocks, bucket.parts, grads, strict=True):
-            tape = self._tape(("pull", grad.dtype), bucket, block, self._products, ())
+            tape = self._tape(("pull", grad.dtype), bucket, block, self.products, ())
             found.append(tape({**part, **known, "cotangent": grad})["products"])
         return torch.stack(found).sum(0) if len(found) > 1 else found[0]
 
@@ -184,7 +186,7 @@ class FusedPrimary(Primary):
             # Tensors gathered together may share storage: each adds what it moves, instead of writing where it is.
             together = block.piece is None
             key = ("push", bucket.pending, together, grad.dtype, target.dtype)
-            found = self._tape(key, bucket, block, self._pushed, writes if together else ["target", *writes])(inputs)
+            found = self._tape(key, bucket, block, self.pushed, writes if together else ["target", *writes])(inputs)
             bucket.measure(block, found)
             if together:
                 block.add(tensors, found["delta"])
@@ -193,16 +195,18 @@ class FusedPrimary(Primary):
         bucket.coefficients.copy_(coefficients)
         bucket.pending = self.measures
 
-    def _products(self, bucket: Bucket, block: Block, inputs: Tensors) -> Tensors:
+    def products(self, bucket: Bucket, block: Block, inputs: Tensors) -> Tensors:
+        """What the pull is for."""
         numbers = bucket.layout.unpack(inputs["coefficients"])
-        found = self._both(bucket, block, {**inputs, **numbers, "cotangent": inputs["cotangent"].to(bucket.dtype)})
+        found = self.both(bucket, block, {**inputs, **numbers, "cotangent": inputs["cotangent"].to(bucket.dtype)})
         return {"products": found["products"]}
 
     def _settled(self, bucket: Bucket, block: Block, inputs: Tensors) -> Tensors:
         numbers = bucket.layout.unpack(inputs["coefficients"])
         return _states(self._update(bucket, block, {**inputs, **numbers})[1])
 
-    def _pushed(self, bucket: Bucket, block: Block, inputs: Tensors) -> Tensors:
+    def pushed(self, bucket: Bucket, block: Block, inputs: Tensors) -> Tensors:
+        """The update, the record of it, and the state before it."""
         before, numbers = inputs.get("before"), bucket.layout.unpack(inputs["coefficients"])
         state = {} if before is None else self._settled(bucket, block, {**inputs, "coefficients": before})
         record = {"grad": inputs["gradient"].to(bucket.dtype), "params": inputs["target"].to(bucket.dtype)}

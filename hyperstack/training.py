@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from hyperstack.batches import Batches
 from hyperstack.devices import device_failures
 from hyperstack.errors import InputError
 from hyperstack.level import scalar_dtype
@@ -52,6 +52,7 @@ class Trainer:
         device = data.train_inputs.device
         self.model = task.model().to(device)
         self.opt = HyperOptimizer(self.model.named_parameters(), plan.stack, compile=plan.compile)
+        self.source = Batches(task, data)
         self.epoch = self.batch = self.steps = 0
         self.seconds = 0.0
         self.total = torch.zeros((), dtype=scalar_dtype(device), device=device)
@@ -77,7 +78,7 @@ class Trainer:
         """Train until the plan is fulfilled, the network has diverged, or `stop()` is true after a step."""
         started = time.perf_counter() - self.seconds
         while not self.finished:
-            order = self._order()
+            order = self.source.order(self.plan.seed, self.epoch)
             while self.batch < self.batches:
                 if stop():
                     self.seconds = time.perf_counter() - started
@@ -88,17 +89,10 @@ class Trainer:
             self.seconds = time.perf_counter() - started
             after_epoch(self.epochs[-1])
 
-    def _order(self) -> Tensor:
-        """The examples of this epoch in random order: a function of seed and epoch, so that a run can resume."""
-        mixed = int(np.random.SeedSequence([self.plan.seed, self.epoch]).generate_state(1, np.uint64)[0])
-        generator = torch.Generator().manual_seed(mixed >> 1)
-        order = torch.randperm(len(self.data.train_inputs), generator=generator)
-        return order.to(self.data.train_inputs.device)
-
     def _step(self, chosen: Tensor) -> Tensor:
         self.opt.zero_grad()
-        outputs = self.model(self.data.train_inputs[chosen])
-        losses = self.task.losses(outputs, self.data.train_targets[chosen])
+        inputs, targets = self.source.training(chosen, self.plan.seed, self.epoch, self.batch)
+        losses = self.task.losses(self.model(inputs), targets)
         self.opt.backward(losses)
         self.opt.step()
         self.steps, self.batch = self.steps + 1, self.batch + 1
@@ -115,13 +109,12 @@ class Trainer:
         self.diverged = not (finite and math.isfinite(train_loss))
 
     @torch.no_grad()
-    def test_error(self, batch_size: int = 2000) -> float:
+    def test_error(self) -> float:
         """The mean error on the test examples, 0 to 1."""
         self.model.eval()
-        parts = zip(self.data.test_inputs.split(batch_size), self.data.test_targets.split(batch_size), strict=True)
-        errors = torch.cat([self.task.error(self.model(x), y) for x, y in parts])
+        errors = [self.task.error(self.model(inputs), targets) for inputs, targets in self.source.testing()]
         self.model.train()
-        return float(errors.cpu().double().mean())
+        return float(torch.cat(errors).cpu().double().mean())
 
     def checkpoint(self) -> dict[str, Any]:
         """Everything that a resumed run needs, as tensors and plain values."""

@@ -316,12 +316,13 @@ def test_every_file_of_verbs_is_a_verb_that_explains_itself():
 
 
 def test_the_help_of_train_names_every_task():
-    text = " ".join(ok("train", "--help").split())
+    text = ok("train", "--help")
     for name, task in tasks.TASKS.items():
-        assert name in text
-        assert f"{name}: {task.epochs}" in text
-        assert f"{name}: {task.batch_size}" in text
-        assert f"{name}: {task.threads}" in text or task.threads is None
+        line = rf"^ +{name} +{task.epochs} +{task.batch_size}  {re.escape(task.summary)}$"
+        assert re.search(line, text, re.MULTILINE), line
+    single = [name for name, task in tasks.TASKS.items() if task.threads == 1]
+    assert f"1 for {' and '.join(single)}, else" in " ".join(text.split())
+    assert all(task.threads in (1, None) for task in tasks.TASKS.values())
 
 
 def test_the_version_is_the_packages():

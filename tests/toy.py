@@ -54,6 +54,15 @@ class Toy(Task):
         return (outputs.argmax(dim=1) != targets).to(outputs.dtype)
 
 
+class Calm(Toy):
+    """The toy without dropout: runs of it can be trained together."""
+
+    name: ClassVar[str] = "calm"
+
+    def model(self):
+        return nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 3), nn.LogSoftmax(dim=1))
+
+
 PLAN = Plan(task="toy", stack="Adam / SGD(1e-05)", epochs=3, seed=0, device="cpu", batch_size=BATCH)
 DATA = Toy().load(None, torch.device("cpu"))
 
@@ -114,6 +123,7 @@ def command(*arguments, columns=80):
         patch.setenv("COLUMNS", str(columns))
         patch.setattr(sys, "argv", ["hyperstack", *map(str, arguments)])
         patch.setitem(TASKS, "toy", Toy)
+        patch.setitem(TASKS, "calm", Calm)
         output = stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         remarks = stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
         with pytest.raises(SystemExit) as end:
@@ -153,5 +163,5 @@ def furnished(folder, run):
 if __name__ == "__main__":
     from hyperstack_cli.main import main
 
-    TASKS["toy"] = Toy
+    TASKS.update(toy=Toy, calm=Calm)
     main()

@@ -4,7 +4,7 @@ Differentiating an update with autograd at every step builds a graph, walks it, 
 than the arithmetic. But the operations are the same each time: a `Tape` runs the function once, its backward pass
 included, notes every operation that reaches the device, shortens the list (`peephole`), and from then on calls just
 what is left: operation by operation (`replay`), on Python floats where it is about a few numbers (`host`), or as
-kernels of torch.compile's (`fused`).
+kernels of torch.compile's (`fused`); or for many runs at once (`runs`).
 
 The function must be pure: a dict of tensors in, a dict of tensors out, nothing changed in place, no branch on
 a tensor's value (reading one raises). Tensors that it closes over are constants.
@@ -13,6 +13,7 @@ a tensor's value (reading one raises). Tensors that it closes over are constants
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,24 +26,29 @@ from hyperstack.tape.peephole import shorten, split
 from hyperstack.tape.program import Program
 from hyperstack.tape.record import record
 from hyperstack.tape.replay import Replay, compile_for_torch
+from hyperstack.tape.runs import record_runs
 from hyperstack.tape.scratch import Scratch
+
+Recording = Callable[[Callable[[Tensors], Tensors], Tensors], tuple[Program, list[str]]]
 
 
 class Tapes:
     """Recorded functions by key. They share memory for what they compute on the way: see `Scratch`.
 
-    `fused`: whether large ones become kernels of torch.compile's, which takes seconds each.
+    `fused`: whether large ones become kernels of torch.compile's, which takes seconds each. `shared`: given, functions
+    are of one run and called with tensors of many, along a first axis that all inputs have but those of these names.
     """
 
-    def __init__(self, fused: bool = False) -> None:
+    def __init__(self, fused: bool = False, shared: Collection[str] | None = None) -> None:
         self.fused = fused
+        self.recording: Recording = record if shared is None else partial(record_runs, shared)
         self.scratch = Scratch()
         self._kernels: dict[str, Replay] = {}
         self._known: dict[tuple[Any, ...], Any] = {}
 
     def small(self, key: tuple[Any, ...], function: Callable[[Tensors], Tensors]) -> Tape:
         """A function of a handful of numbers."""
-        found: Tape = self._find(key, lambda: Tape(function, self._on_floats))
+        found: Tape = self._find(key, lambda: Tape(function, self._on_floats, recording=self.recording))
         return found
 
     def large(
@@ -58,12 +64,12 @@ class Tapes:
         a few of their elements, where that shows that their number does not matter.
         """
         compiler = self._into_kernels if self.fused else self._on_scratch
-        found: Tape = self._find(key, lambda: Tape(function, compiler, writes, long))
+        found: Tape = self._find(key, lambda: Tape(function, compiler, writes, long, self.recording))
         return found
 
     def split(self, key: tuple[Any, ...], function: Callable[[Tensors], Tensors], late: str) -> SplitTape:
         """A function one of whose inputs comes later."""
-        found: SplitTape = self._find(key, lambda: SplitTape(function, late, self.scratch))
+        found: SplitTape = self._find(key, lambda: SplitTape(function, late, self.scratch, self.recording))
         return found
 
     def clear(self) -> None:
@@ -100,8 +106,10 @@ class Tape:
         compiler: Callable[[Program], Replay],
         writes: Collection[str] = (),
         long: Collection[str] = (),
+        recording: Recording = record,
     ) -> None:
         self.function, self.compiler, self.writes, self.long = function, compiler, writes, long
+        self.recording = recording
         self._names: list[str] = []
         self._replay: Replay | None = None
 
@@ -119,12 +127,12 @@ class Tape:
 
     def _recorded(self, inputs: Tensors) -> tuple[Program, list[str]]:
         if not self.long:
-            return record(self.function, inputs)
+            return self.recording(self.function, inputs)
         few, other = (
-            record(self.function, {name: x[:count] if name in self.long else x for name, x in inputs.items()})
+            self.recording(self.function, {name: x[:count] if name in self.long else x for name, x in inputs.items()})
             for count in (29, 31)
         )
-        return few if repr(few[0].nodes) == repr(other[0].nodes) else record(self.function, inputs)
+        return few if repr(few[0].nodes) == repr(other[0].nodes) else self.recording(self.function, inputs)
 
 
 class SplitTape:
@@ -133,8 +141,10 @@ class SplitTape:
     `early` does what can be done without it, `finish` the rest. What `early` returns is valid until its next call.
     """
 
-    def __init__(self, function: Callable[[Tensors], Tensors], late: str, scratch: Scratch) -> None:
-        self.function, self.late, self.scratch = function, late, scratch
+    def __init__(
+        self, function: Callable[[Tensors], Tensors], late: str, scratch: Scratch, recording: Recording = record
+    ) -> None:
+        self.function, self.late, self.scratch, self.recording = function, late, scratch, recording
         self._early: Replay | None = None
 
     def early(self, inputs: Tensors, like: Tensor) -> tuple[Tensors, tuple[Tensor, ...]]:
@@ -151,7 +161,7 @@ class SplitTape:
         return dict(zip(self._names[1], self._finish(*left, late), strict=True))
 
     def _compile(self, inputs: Tensors, like: Tensor) -> None:
-        program, names = record(self.function, {**inputs, self.late: torch.zeros_like(like)})
+        program, names = self.recording(self.function, {**inputs, self.late: torch.zeros_like(like)})
         program = shorten(program)
         named = dict(zip(names, program.outputs, strict=True))
         first, left, second = split(program, program.inputs[-1])

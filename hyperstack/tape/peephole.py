@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from hyperstack.tape.program import Node, Program, Slot, renamed
+from hyperstack.tape.program import Node, Program, Slot, renamed, row_dots
 
 aten = torch.ops.aten
+
+LONG = 1 << 10
+"""Elements from which on the dot product of a row is worth a call of its own."""
 
 
 def shorten(program: Program) -> Program:
     """All passes, in order."""
-    return drop_unused(drop_repeated(use_dot(without_dot(program))))
+    return drop_unused(drop_repeated(turn_products(use_dot(without_dot(program)))))
 
 
 def without_dot(program: Program) -> Program:
@@ -65,7 +69,7 @@ def with_stores(program: Program) -> Program:
 
 def drop_repeated(program: Program) -> Program:
     """What is computed twice is computed once, and what changes nothing not at all."""
-    same: dict[Slot, Slot] = {}
+    same: dict[Slot, Any] = {}
     seen: dict[str, Slot] = {}
     kept: list[Node] = []
     for node in program.nodes:
@@ -73,6 +77,8 @@ def drop_repeated(program: Program) -> Program:
         key = repr((node.function, args, sorted(kwargs.items())))
         if node.function in (aten.detach.default, aten.alias.default):
             same[node.out] = args[0]
+        elif node.function is aten._to_copy.default and isinstance(args[0], float) and node.out not in program.outputs:
+            same[node.out] = args[0]  # vmap's way to multiply by a number
         elif key in seen:
             same[node.out] = seen[key]
         else:
@@ -94,14 +100,69 @@ def drop_unused(program: Program) -> Program:
 
 
 def use_dot(program: Program) -> Program:
-    """The sum of a product of two vectors in one pass, without the product in memory."""
-    products = {n.out: n for n in program.nodes if n.function is aten.mul.Tensor and _vectors(program, n.args)}
+    """The sum of a product of two vectors, or of the rows of matrices, in one pass, without the product in memory."""
+    products = {n.out: n for n in program.nodes if n.function is aten.mul.Tensor and _alike(program, n.args)}
     kept = []
     for node in program.nodes:
-        if _sums(program, node) and node.args[0] in products:
-            node = Node(aten.dot.default, products[node.args[0]].args, {}, node.out)
+        if node.args and isinstance(node.args[0], Slot) and node.args[0] in products:
+            dot = aten.dot.default if _sums(program, node) else row_dots if _sums_rows(program, node) else node.function
+            if dot is not node.function:
+                node = Node(dot, products[node.args[0]].args, {}, node.out)
         kept.append(node)
     return replace(program, nodes=kept)
+
+
+def turn_products(program: Program) -> Program:
+    """Products of matrices in the order in which they are wanted: `(a b)ᵀ` is `bᵀ aᵀ`, which is one copy less."""
+    program = _drop_turns(program)
+    counts = Counter(slot for node in program.nodes for slot in node.reads())
+    counts.update(program.outputs)
+    products = {n.out: n for n in program.nodes if n.function is aten.bmm.default and counts[n.out] == 1}
+    kept = []
+    for node in program.nodes:
+        if _turns(program, node) and node.args[0] in products:
+            turned = []
+            for factor in reversed(products[node.args[0]].args):
+                turned.append(program.add(program.spec(factor).transpose(1, 2)))
+                kept.append(Node(aten.transpose.int, (factor, 1, 2), {}, turned[-1]))
+            node = Node(aten.bmm.default, tuple(turned), {}, node.out)
+            program.specs[node.out.number] = program.spec(node.out).contiguous()
+        kept.append(node)
+    return _drop_turns(replace(program, nodes=kept))
+
+
+def _drop_turns(program: Program) -> Program:
+    """Without changes of shape that are none, and transposes of transposes."""
+    same: dict[Slot, Slot] = {}
+    turned: dict[Slot, Slot] = {}
+    kept = []
+    for node in program.nodes:
+        args, kwargs = renamed(node.args, same), {k: renamed(v, same) for k, v in node.kwargs.items()}
+        node = Node(node.function, args, kwargs, node.out)
+        if node.function in _RESHAPES and _unchanged(program, node):
+            same[node.out] = args[0]
+        elif _turns(program, node) and args[0] in turned:
+            same[node.out] = turned[args[0]]
+        else:
+            if _turns(program, node):
+                turned.update({args[0]: node.out, node.out: args[0]})
+            kept.append(node)
+    return drop_unused(replace(program, nodes=kept, outputs=[same.get(slot, slot) for slot in program.outputs]))
+
+
+def _turns(program: Program, node: Node) -> bool:
+    """Whether a node transposes each of several matrices."""
+    turns = node.function is aten.transpose.int and node.args[1:] in ((1, 2), (2, 1), (-1, -2), (-2, -1))
+    return turns and program.spec(node.args[0]).dim() == 3
+
+
+_RESHAPES = (aten.view.default, aten._unsafe_view.default, aten.expand.default)
+
+
+def _unchanged(program: Program, node: Node) -> bool:
+    """Whether a change of shape is none."""
+    before, after = program.spec(node.args[0]), program.spec(node.out)
+    return before.shape == after.shape and before.stride() == after.stride()
 
 
 def share_quotients(program: Program) -> Program:
@@ -138,11 +199,16 @@ def _double_quotient(
 
 def _vectors(program: Program, args: tuple[Any, ...]) -> bool:
     """Whether the arguments are vectors of one length and floating dtype."""
+    return _alike(program, args) and program.spec(args[0]).dim() == 1
+
+
+def _alike(program: Program, args: tuple[Any, ...]) -> bool:
+    """Whether the arguments are tensors of one shape and floating dtype."""
     if not all(isinstance(a, Slot) for a in args):
         return False
     specs = [program.spec(a) for a in args]
     alike = all(s.shape == specs[0].shape and s.dtype == specs[0].dtype for s in specs)
-    return alike and specs[0].dim() == 1 and specs[0].is_floating_point()
+    return alike and specs[0].is_floating_point()
 
 
 def _sums(program: Program, node: Node) -> bool:
@@ -151,6 +217,15 @@ def _sums(program: Program, node: Node) -> bool:
         return False
     source, result = program.spec(node.args[0]), program.spec(node.out)
     return source.dim() == 1 and result.dim() == 0 and result.dtype == source.dtype
+
+
+def _sums_rows(program: Program, node: Node) -> bool:
+    """Whether a node sums the rows of a matrix of few long ones, each to one number of the same dtype."""
+    if node.function is not aten.sum.dim_IntList or node.kwargs:
+        return False
+    source, result = program.spec(node.args[0]), program.spec(node.out)
+    rows = source.dim() == 2 and list(node.args[1]) in ([1], [-1]) and result.dim() == 1
+    return rows and source.shape[1] >= LONG and result.dtype == source.dtype
 
 
 def move_scalars_out(program: Program) -> Program:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -62,7 +63,12 @@ def item(values: Any, i: int) -> Any:
     return values[i]
 
 
-def renamed(value: Any, names: dict[Slot, Slot]) -> Any:
+def row_dots(a: Any, b: Any) -> Any:
+    """The dot products of the rows of two matrices, without their product in memory."""
+    return torch.stack([torch.dot(x, y) for x, y in zip(a.unbind(), b.unbind(), strict=True)])
+
+
+def renamed(value: Any, names: Mapping[Slot, Any]) -> Any:
     """An argument with some of its slots replaced."""
     if isinstance(value, Slot):
         return names.get(value, value)

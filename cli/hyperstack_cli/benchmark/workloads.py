@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hyperstack.tasks.resnet import resnet18
+
 
 @dataclass(frozen=True)
 class Workload:
@@ -55,38 +57,6 @@ class GPT(nn.Module):
         x = self.tokens(x) + self.places.weight[: x.shape[1]]
         scores: Tensor = self.head(self.norm(self.blocks(x)))
         return scores.transpose(1, 2)
-
-
-class Residual(nn.Module):
-    """Two 3x3 convolutions around a shortcut."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.path = nn.Sequential(
-            nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
-            nn.BatchNorm2d(outputs),
-            nn.ReLU(),
-            nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False),
-            nn.BatchNorm2d(outputs),
-        )
-        same = stride == 1 and inputs == outputs
-        self.short: nn.Module = nn.Identity()
-        if not same:
-            self.short = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Images in, images out."""
-        return functional.relu(self.path(x) + self.short(x))
-
-
-def resnet18() -> nn.Module:
-    """ResNet-18 for 32x32 images: 11.2 million parameters."""
-    layers: list[nn.Module] = [nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
-    inputs = 64
-    for outputs, stride in ((64, 1), (64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), (512, 1)):
-        layers.append(Residual(inputs, outputs, stride))
-        inputs = outputs
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10))
 
 
 class Plain(nn.Module):

@@ -19,10 +19,25 @@ if TYPE_CHECKING:
     from hyperstack.telemetry.plan import Plan
     from hyperstack.telemetry.runfolder import RunFolder
 
-DEFAULT_STACK = "Adam / SGD(1e-5)"
 POSITIVE = Whole(1)
 PATH = click.Path(path_type=Path)
 EPILOG = """\b
+Tasks, with the epochs and batch size taken if none are given:
+  mnist                5  256  MNIST digits, a 784-128-10 network with tanh
+  mnist-relu           5  256  MNIST digits, a 784-128-10 network with ReLU
+  mnist-conv           5  256  MNIST digits, a small convolutional network
+  cifar10              5  256  CIFAR-10 photographs, a small convolutional net
+  cifar10-resnet18    80 1000  CIFAR-10 photographs, ResNet-18
+  supersample          2   16  2x supersampling of CIFAR-10, squared error
+  supersample-quartic  2   16  2x supersampling of CIFAR-10, quartic error
+  spiral-completion    5   16  images from spiral scans of 1/20 of the pixels
+  imagefolder         20   64  images of your own, a folder a class; ResNet-18
+
+\b
+A task of your own is a class in a file, path/to/file.py:MyTask, or the name
+of an entry point in the group hyperstack.tasks of an installed package.
+
+\b
 Examples:
   hyperstack train mnist
   hyperstack train mnist --stack "Adam / SGD(α, clip)" --set α=1e-4 --seed 1
@@ -42,12 +57,12 @@ summary.json), 1 the run failed, 2 wrong input, 130 interrupted.
 
 @click.command(short_help="Train a task's network with a stack.", epilog=EPILOG)
 @click.argument("task", shell_complete=task_names)
-@click.option("--stack", metavar="TEXT", help=f"The stack of optimizers.  [default: {DEFAULT_STACK}]")
-@set_option
 @click.option(
-    "--epochs", type=POSITIVE, metavar="N", help="Passes over the training examples.  [default: the task's, mnist: 5]"
+    "--stack", metavar="TEXT", help="The stack of optimizers.  [default: the task's, mnist: Adam / SGD(1e-5)]"
 )
-@click.option("--batch-size", type=POSITIVE, metavar="N", help="Examples in a step.  [default: the task's, mnist: 256]")
+@set_option
+@click.option("--epochs", type=POSITIVE, metavar="N", help="Passes over the training examples.  [default: the task's]")
+@click.option("--batch-size", type=POSITIVE, metavar="N", help="Examples in a step.  [default: the task's]")
 @click.option(
     "--seed",
     type=Whole(0, 2**32 - 1),
@@ -60,7 +75,12 @@ summary.json), 1 the run failed, 2 wrong input, 130 interrupted.
     metavar="NAME",
     help="Where to compute: cpu, cuda, cuda:1, mps, or auto: a CUDA device where there is one.  [default: auto]",
 )
-@click.option("--threads", type=POSITIVE, metavar="N", help="CPU cores to compute on.  [default: the task's, mnist: 1]")
+@click.option(
+    "--threads",
+    type=POSITIVE,
+    metavar="N",
+    help="CPU cores to compute on.  [default: 1 for mnist and mnist-relu, else as many as PyTorch takes]",
+)
 @click.option(
     "--compile/--no-compile",
     default=None,
@@ -94,14 +114,14 @@ def command(
     quiet: bool,
     **others: int | None,
 ) -> None:
-    """Train the network of TASK (mnist) with a stack of optimizers, and show what each level does meanwhile.
+    """Train the network of TASK, such as mnist, with a stack of optimizers, and show what each level does meanwhile.
 
     The first run of a task fetches its data into the cache, ~/.cache/hyperstack or $HYPERSTACK_CACHE. The run folder
     gets the plan, a record of every step, a checkpoint after every epoch, and summary.json. Ctrl-C ends the run after
     the step in hand with a checkpoint, from which --resume continues bit for bit.
     """
     from hyperstack.devices import device_failures, find_device
-    from hyperstack.tasks import get_task
+    from hyperstack.tasks import get_task, same_task
     from hyperstack.telemetry.outputs import check
     from hyperstack.telemetry.runfolder import RunFolder
 
@@ -111,7 +131,9 @@ def command(
     saved = run.read_plan() if run else None
     text = None if stack is None else str(bound_stack(stack, assignments))
     place = find_device(saved.device if saved and device == "auto" else device)
-    asked: dict[str, Any] = {"task": chosen.name, "stack": text, "device": str(place), **others}
+    if saved and same_task(task, saved.task):
+        task = saved.task  # by another path to its file, perhaps
+    asked: dict[str, Any] = {"task": task, "stack": text, "device": str(place), **others}
     asked["sinks"] = tuple(dict.fromkeys(sinks)) or None
     plan = _plan(asked, saved.as_dict() if saved else _defaults(chosen))
     check(plan.sinks)
@@ -125,7 +147,7 @@ def command(
     with device_failures():
         data = chosen.load(data_dir, place, notify)
     if run is None:
-        run = RunFolder.create(folder) if folder else RunFolder.next_free(Path("runs"), plan.task)
+        run = RunFolder.create(folder) if folder else RunFolder.next_free(Path("runs"), chosen.name)
     _train(plan, chosen, data, run, resume, quiet)
 
 
@@ -145,7 +167,7 @@ def _defaults(task: Task) -> dict[str, Any]:
     import torch
 
     return {
-        "stack": str(bound_stack(DEFAULT_STACK, ())),
+        "stack": str(bound_stack(task.stack, ())),
         "epochs": task.epochs,
         "batch_size": task.batch_size,
         "seed": 0,

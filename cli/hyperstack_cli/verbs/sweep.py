@@ -1,0 +1,269 @@
+"""`hyperstack sweep`: train a task's network with many stacks, values and seeds, together where that is possible."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shlex
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hyperstack.reports.text import number, percent
+from hyperstack_cli.complete import task_names
+from hyperstack_cli.interrupt import Interrupt
+from hyperstack_cli.screen import Whole, err, out, silence
+
+if TYPE_CHECKING:
+    from hyperstack.sweep.folder import SweepFolder
+    from hyperstack.sweep.grid import Cell
+    from hyperstack.sweep.planning import SweepPlan
+    from hyperstack.sweep.ranks import Ranks
+    from hyperstack.tasks import Task
+
+DEFAULT_STACK = "Adam / SGD(α)"
+POSITIVE = Whole(1)
+PATH = click.Path(path_type=Path)
+MANY = 1000
+EPILOG = """\b
+Examples:
+  hyperstack sweep mnist --grid "α=1e-5,1e-4,1e-3" --seeds 3
+  hyperstack sweep mnist --stack "Adam / SGD(α)" \\
+      --stack "Adam / SGD(α, clip)" --grid "α=log(1e-6,1e-1,11)" \\
+      --epochs 1 --out sweeps/clip
+  hyperstack sweep mnist --out sweeps/clip --resume
+
+\b
+Exit status: 0 all cells trained (also where networks diverged), 1 the sweep
+failed, 2 wrong input, 130 interrupted.
+"""
+
+
+@click.command(short_help="Train a task's network with many stacks, values and seeds.", epilog=EPILOG)
+@click.argument("task", shell_complete=task_names)
+@click.option(
+    "--stack",
+    "stacks",
+    multiple=True,
+    metavar="TEXT",
+    help=f"A stack, with free names for what the grid varies. Once for each stack.  [default: {DEFAULT_STACK}]",
+)
+@click.option(
+    "--grid",
+    multiple=True,
+    metavar="NAME=VALUES",
+    help="The values of a free name: numbers, log(A,B,N) or lin(A,B,N), with commas between. Once for each name.",
+)
+@click.option("--seeds", type=POSITIVE, metavar="N", help="Train each with the seeds 0 to N - 1.  [default: 1]")
+@click.option(
+    "--epochs", type=POSITIVE, metavar="N", help="Passes over the training examples.  [default: the task's, mnist: 5]"
+)
+@click.option("--batch-size", type=POSITIVE, metavar="N", help="Examples in a step.  [default: the task's, mnist: 256]")
+@click.option(
+    "--device", default="auto", metavar="NAME", help="Where to compute, as for hyperstack train.  [default: auto]"
+)
+@click.option("--threads", type=POSITIVE, metavar="N", help="CPU cores of each job.  [default: the task's, mnist: 1]")
+@click.option(
+    "--compile/--no-compile",
+    default=None,
+    help="Make kernels of the optimizers' steps with torch.compile: takes some seconds once a job, and pays off in "
+    "sweeps of more than some minutes.  [default: no]",
+)
+@click.option(
+    "--jobs",
+    type=POSITIVE,
+    metavar="N",
+    help="Processes at a time, each with cells that it trains together.  [default: as many as the CPU has cores for]",
+)
+@click.option("--data-dir", type=PATH, metavar="DIR", help="Take the data from the files in DIR, and fetch nothing.")
+@click.option("--out", "path", type=PATH, metavar="DIR", help="The sweep folder.  [default: the next sweeps/TASK-NNN]")
+@click.option("--resume", is_flag=True, help="Go on with the sweep in --out. Options left out are that sweep's.")
+@click.option("--yes", is_flag=True, help=f"Do not ask before more than {MANY:,} cells.")
+@click.option("--json", "as_json", is_flag=True, help="Print the results of all cells as JSON instead of a table.")
+@click.option("--quiet", is_flag=True, help="Show the result only.")
+def command(
+    task: str,
+    stacks: tuple[str, ...],
+    grid: tuple[str, ...],
+    seeds: int | None,
+    jobs: int | None,
+    data_dir: Path | None,
+    path: Path | None,
+    resume: bool,
+    yes: bool,
+    as_json: bool,
+    quiet: bool,
+    **others: Any,
+) -> None:
+    """Train the network of TASK with every stack, every combination of values and every seed: the cells.
+
+    Cells that differ in numbers and seeds alone are trained together, step by step, each as `hyperstack train` would
+    alone. The sweep folder gets the plan, the result of each cell as it ends, results.json and results.csv. Ctrl-C ends
+    the sweep with the finished cells kept, and --resume trains the others.
+    """
+    from hyperstack.devices import device_failures, find_device
+    from hyperstack.errors import InputError
+    from hyperstack.sweep.folder import SweepFolder
+    from hyperstack.sweep.ranks import Ranks
+    from hyperstack.tasks import get_task, same_task
+    from hyperstack.telemetry.runfolder import RunFolder
+
+    chosen = get_task(task)
+    if resume and path is None:
+        hint = f"write: hyperstack sweep {shlex.quote(task)} --out DIR --resume"
+        raise InputError("--resume needs the folder of the sweep", instead=hint)
+    folder = SweepFolder.existing(path) if resume and path else None
+    saved = folder.read_plan() if folder else None
+    place = find_device(saved.device if saved and others["device"] == "auto" else others["device"])
+    task = saved.task if saved and same_task(task, saved.task) else task  # by another path to its file, perhaps
+    plan = _plan(chosen, stacks, grid, seeds, {**others, "task": task, "device": str(place)}, saved)
+    _ask(plan, yes)
+    with Ranks.joined() as ranks, ExitStack() as kept:
+        quiet = quiet or ranks.rank > 0
+        if folder is None and path is not None:
+            ranks.once(lambda: RunFolder.check_free(path))
+        notify = (lambda line: None) if quiet else (lambda line: err().print(line, style="dim", soft_wrap=True))
+        with device_failures():
+            data = chosen.load(data_dir, place, notify)
+        folder = ranks.once(lambda: _open(plan, folder, path, chosen.name, kept))
+        _sweep(plan, chosen, data, folder, jobs or _jobs(plan, ranks), ranks, as_json, quiet, notify)
+
+
+def _open(plan: SweepPlan, folder: SweepFolder | None, path: Path | None, name: str, kept: ExitStack) -> SweepFolder:
+    """The folder, a new one if need be, for this sweep alone until `kept` is closed."""
+    from hyperstack.sweep.folder import SweepFolder
+    from hyperstack.telemetry.runfolder import RunFolder
+
+    if folder is None:
+        run = RunFolder.create(path) if path else RunFolder.next_free(Path("sweeps"), name)
+        folder = SweepFolder(run.path)
+    kept.enter_context(folder.locked())
+    folder.begin(plan)
+    return folder
+
+
+def _plan(
+    task: Task,
+    stacks: tuple[str, ...],
+    grid: tuple[str, ...],
+    seeds: int | None,
+    others: dict[str, Any],
+    saved: SweepPlan | None,
+) -> SweepPlan:
+    """The options that were given, and the defaults (or the sweep's own plan) for the others."""
+    import torch
+
+    from hyperstack.dsl import parse
+    from hyperstack.sweep.grid import axes, size
+    from hyperstack.sweep.planning import SweepPlan
+
+    defaults: dict[str, Any] = saved.as_dict() if saved else {
+        "stacks": [DEFAULT_STACK], "grid": {}, "seeds": [0], "epochs": task.epochs, "batch_size": task.batch_size,
+        "threads": task.threads or torch.get_num_threads(), "compile": False,
+    }  # fmt: skip
+    asked: dict[str, Any] = {
+        "stacks": list(dict.fromkeys(str(parse(text)) for text in stacks)) or None,
+        "grid": axes(grid) or None,
+        "seeds": None if seeds is None else list(range(seeds)),
+        **others,
+    }
+    plan = SweepPlan(**{name: defaults[name] if value is None else value for name, value in asked.items()})
+    size(plan.stacks, plan.grid, len(plan.seeds))
+    if saved:
+        plan.check_resumes(saved)
+    return plan
+
+
+def _ask(plan: SweepPlan, yes: bool) -> None:
+    """An InputError where there are very many cells and nobody says that this is meant."""
+    from hyperstack.errors import InputError
+    from hyperstack.sweep.grid import size
+
+    count = size(plan.stacks, plan.grid, len(plan.seeds))
+    if count > MANY and not yes:
+        if not (sys.stdin.isatty() and sys.stderr.isatty()):
+            raise InputError(f"this sweep has {count:,} cells", instead="say that you mean it with --yes")
+        click.confirm(f"This sweep has {count:,} cells. Train them all?", abort=True, err=True)
+    plan.cells()  # so that a value that does not fit is found before anything is written
+
+
+def _jobs(plan: SweepPlan, ranks: Ranks) -> int:
+    return max(1, (os.cpu_count() or 1) // plan.threads // ranks.here) if plan.device == "cpu" else 1
+
+
+def _sweep(
+    plan: SweepPlan,
+    task: Task,
+    data: Any,
+    folder: SweepFolder,
+    jobs: int,
+    ranks: Ranks,
+    as_json: bool,
+    quiet: bool,
+    notify: Any,
+) -> None:
+    from hyperstack.sweep.run import sweep
+
+    cells = plan.cells()
+    known = folder.results(plan, cells)
+    done = len(known)
+    notify(f"{plan.task} · {len(cells):,} cells" + (f", {done:,} of them done" if done else ""))
+
+    def after_cell(cell: Cell, result: dict[str, Any]) -> None:
+        nonlocal done
+        done += 1
+        what = "diverged" if result["diverged"] else f"test error {percent(result['test_error'])}"
+        notify(f"{done:,}/{len(cells):,}  {result['stack']}  seed {cell.seed}  {what}")
+
+    try:
+        with Interrupt() as interrupt:
+            told: dict[str, Any] = {"stop": interrupt, "after_cell": after_cell, "notify": notify}
+            results = sweep(plan, task, data, folder, jobs=jobs, ranks=ranks, **told)
+    except KeyboardInterrupt:
+        _say_how_to_go_on(plan, folder)
+        sys.exit(interrupt.exit_code)
+    if ranks.rank:
+        sys.exit(0 if len(results) == len(cells) else interrupt.exit_code)
+    try:
+        _report(cells, results, folder, as_json, quiet)
+    except OSError:  # the terminal is what ended it
+        if len(results) == len(cells):
+            raise
+        silence(sys.stdout)
+    if len(results) < len(cells):
+        _say_how_to_go_on(plan, folder)
+        sys.exit(interrupt.exit_code)
+
+
+def _say_how_to_go_on(plan: SweepPlan, folder: SweepFolder) -> None:
+    err().print("interrupted, with the finished cells kept; to go on:", soft_wrap=True)
+    err().print(
+        f"  hyperstack sweep {shlex.quote(plan.task)} --out {shlex.quote(str(folder.path))} --resume", soft_wrap=True
+    )
+
+
+def _report(
+    cells: list[Cell], results: dict[int, dict[str, Any]], folder: SweepFolder, as_json: bool, quiet: bool
+) -> None:
+    from rich.table import Table
+
+    from hyperstack.sweep.table import rows
+
+    console = out()
+    if as_json:
+        click.echo(json.dumps([results[i] for i in sorted(results)], indent=1, ensure_ascii=False))
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column("stack")
+    for title in ("test error", "± s.d.", "seeds", "diverged"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for row in rows(cells, results):
+        spread = "" if math.isnan(row.deviation) else f"{number(100 * row.deviation, 2)} %"
+        table.add_row(row.stack, percent(row.mean), spread, str(row.runs), str(row.diverged) if row.diverged else "")
+    console.print(table)
+    if not quiet:
+        console.print(f"results    {folder.path / 'results.csv'}", soft_wrap=True)

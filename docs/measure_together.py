@@ -1,0 +1,113 @@
+"""What a step of a run costs alone and among others: the table of docs/performance.md on runs together.
+
+Alone, a run trains in this process, on one thread; together, each of two processes trains ten runs on one thread, the
+ten α of a table with and without clipping. They take turns, some steps at a time; ratios are of neighbours.
+"""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+from hyperstack.batches import Batches
+from hyperstack.sweep.block import Block
+from hyperstack.tasks import Task, get_task
+from hyperstack.training import Plan, Trainer
+
+RUNS, STEPS = 10, 20
+
+
+def plan(stack: str, compiled: bool = False) -> Plan:
+    """A run of the MNIST network."""
+    return Plan("mnist", stack, 5, 0, "cpu", 256, threads=1, compile=compiled)
+
+
+def serve(pipe: Connection, clip: str, compiled: bool) -> None:
+    """In a process of its own: so many steps of ten runs as are asked for, until it is 0."""
+    torch.set_num_threads(1)
+    task = get_task("mnist")
+    data = task.load(None, torch.device("cpu"))
+    stacks = [f"Adam / SGD({10.0 ** (-6 + 0.5 * r)!r}{clip})" for r in range(RUNS)]
+    block = Block([plan(stack, compiled) for stack in stacks], task, data)
+    batches = itertools.cycle(itertools.islice(block._batches(), 200))
+    pipe.send(None)
+    while count := pipe.recv():
+        for _ in range(count):
+            block._step(*next(batches))
+        pipe.send(None)
+
+
+def alone(task: Task, stack: str) -> Callable[[], object]:
+    """A step of one run."""
+    data = task.load(None, torch.device("cpu"))
+    trainer = Trainer(plan(stack), task, data)
+    parts = itertools.cycle(Batches(task, data).order(0, 0).split(256)[:-1])
+    return lambda: trainer._step(next(parts))
+
+
+def published(task: Task) -> Callable[[], object]:
+    """A step of the published implementation, Adam / SGD(1e-5)."""
+    from gradient_descent_the_ultimate_optimizer import gdtuo
+
+    torch.manual_seed(0)
+    data: Any = task.load(None, torch.device("cpu"))
+    wrapped = gdtuo.ModuleWrapper(task.model(), optimizer=gdtuo.Adam(optimizer=gdtuo.SGD(1e-5)))
+    wrapped.initialize()
+    parts = itertools.cycle(Batches(task, data).order(0, 0).split(256)[:-1])
+
+    def step() -> None:
+        chosen = next(parts)
+        wrapped.begin()
+        loss = task.losses(wrapped.forward(data.train_inputs[chosen]), data.train_targets[chosen]).mean()
+        wrapped.zero_grad()
+        loss.backward(create_graph=True)
+        wrapped.step()
+
+    return step
+
+
+def measured(rounds: int) -> list[tuple[str, float, float, float]]:
+    """Milliseconds a run and step, and the ratio to one run alone and to the published implementation: medians."""
+    task, context = get_task("mnist"), multiprocessing.get_context("spawn")
+    torch.set_num_threads(1)
+    singles = {"`Adam / SGD`, alone": alone(task, "Adam / SGD(1e-5)"), "gdtuo, alone": published(task)}
+    pairs, processes = {}, []
+    for name, compiled in (("2 x 10 together", False), ("2 x 10 together, `--compile`", True)):
+        ends = [context.Pipe() for _ in range(2)]
+        for (_, theirs), clip in zip(ends, ("", ", clip"), strict=True):
+            processes.append(context.Process(target=serve, args=(theirs, clip, compiled), daemon=True))
+            processes[-1].start()
+        pairs[name] = [mine for mine, _ in ends]
+    for pipe in itertools.chain(*pairs.values()):
+        pipe.recv()
+    found: dict[str, list[float]] = {name: [] for name in (*singles, *pairs)}
+    for _ in range(rounds + 2):
+        for name, step in singles.items():
+            started = time.perf_counter()
+            for _ in range(STEPS):
+                step()
+            found[name].append((time.perf_counter() - started) / STEPS * 1e3)
+        for name, pipes in pairs.items():
+            started = time.perf_counter()
+            for pipe in pipes:
+                pipe.send(STEPS)
+            for pipe in pipes:
+                pipe.recv()
+            found[name].append((time.perf_counter() - started) / STEPS / (2 * RUNS) * 1e3)
+    for pipe in itertools.chain(*pairs.values()):
+        pipe.send(0)
+    kept = {name: times[2:] for name, times in found.items()}  # in the first two, everything is recorded and compiled
+    bases = [kept[name] for name in singles]
+    median = statistics.median
+
+    def ratio(times: list[float], base: list[float]) -> float:
+        return median(a / b for a, b in zip(times, base, strict=True))
+
+    return [(name, median(times), ratio(times, bases[0]), ratio(times, bases[1])) for name, times in kept.items()]

@@ -1,0 +1,143 @@
+"""A sweep folder: what a sweep leaves behind, and the only place that knows its file names.
+
+sweep.json          what was asked for
+cells/00000.json    the result of each cell, by its place in the plan, written as it ends
+results.json        all of them, and results.csv, one line a cell; written at the end of each sitting
+lock                held by the process that sweeps; the system lets go of it when that process ends
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from hyperstack.errors import InputError, RunError, write_error
+from hyperstack.sweep.grid import Cell
+from hyperstack.sweep.planning import SweepPlan
+from hyperstack.telemetry.runfolder import RunFolder
+
+Result = dict[str, Any]
+NAME_A_SWEEP = "name a folder that hyperstack sweep made"
+
+
+@dataclass(frozen=True)
+class SweepFolder:
+    """The files of the sweep that lies in `path`."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, path: Path, plan: SweepPlan) -> SweepFolder:
+        """A new sweep folder; one that exists with anything in it is an InputError."""
+        folder = cls(RunFolder.create(path).path)
+        folder.begin(plan)
+        return folder
+
+    @classmethod
+    def existing(cls, path: Path) -> SweepFolder:
+        """A folder that holds a sweep; anything else is an InputError."""
+        if not os.path.isdir(path):  # unlike Path.is_dir it never raises
+            why = "it is not a folder" if os.path.exists(path) else "it does not exist, or may not be read"
+            raise InputError(f"there is no sweep folder {path}", why=why, instead=NAME_A_SWEEP)
+        if not os.path.isfile(path / "sweep.json"):
+            raise InputError(f"{path} holds no sweep", why="it has no sweep.json", instead=NAME_A_SWEEP)
+        return cls(path)
+
+    def begin(self, plan: SweepPlan) -> None:
+        """Note what is asked for."""
+        self._make(self.path / "cells")
+        self._write("sweep.json", json.dumps(plan.as_dict(), indent=2, ensure_ascii=False) + "\n")
+
+    def read_plan(self) -> SweepPlan:
+        """What was asked for."""
+        try:
+            return SweepPlan.of(json.loads((self.path / "sweep.json").read_text(encoding="utf-8")))
+        except OSError as error:
+            why = str(error.strerror)
+            raise InputError(f"cannot read {self.path / 'sweep.json'}", why=why, instead=NAME_A_SWEEP) from None
+        except (ValueError, RecursionError, TypeError) as error:
+            raise InputError(
+                f"{self.path / 'sweep.json'} is damaged", why=str(error).splitlines()[0], instead=NAME_A_SWEEP
+            ) from None
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """While it is entered, no other process can enter it; an InputError where one has."""
+        try:
+            file = (self.path / "lock").open("a")
+        except OSError as error:
+            raise write_error(self.path / "lock", error) from None
+        with file:
+            self._lock(file)
+            yield
+
+    def _lock(self, file: TextIO) -> None:
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            return
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(
+                f"another sweep is at work in {self.path}", instead="wait until it has ended, or choose another --out"
+            ) from None
+
+    def write(self, place: int, result: Result) -> None:
+        """The result of a cell, as a whole or not at all."""
+        self._write(f"cells/{place:05d}.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+
+    def results(self, plan: SweepPlan, cells: Sequence[Cell]) -> dict[int, Result]:
+        """The results that there are, by the place of their cell; what is none is passed over, and made again."""
+        found = {}
+        for i, cell in enumerate(cells):
+            with suppress(OSError, ValueError, RecursionError, LookupError, TypeError):
+                result = json.loads((self.path / "cells" / f"{i:05d}.json").read_text(encoding="utf-8"))
+                wanted = (str(cell.stack), cell.seed, plan.epochs)
+                if tuple(result[name] for name in ("stack", "seed", "epochs_planned")) == wanted:
+                    found[i] = result
+        return found
+
+    def conclude(self, cells: Sequence[Cell], results: dict[int, Result]) -> None:
+        """All results in two files, for other programs."""
+        rows = [{"template": c.template, **dict(c.values), **results[i]} for i, c in enumerate(cells) if i in results]
+        self._write("results.json", json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+        buffer = io.StringIO()
+        names = list(dict.fromkeys(name for cell in cells for name, _ in cell.values))
+        columns = ["template", *names, "stack", "seed", "epochs", "steps", "train_loss", "test_error", "diverged"]
+        writer = csv.DictWriter(buffer, columns, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        self._write("results.csv", buffer.getvalue())
+
+    def _make(self, path: Path) -> None:
+        try:
+            path.mkdir(exist_ok=True)
+        except OSError as error:
+            raise write_error(path, error) from None
+
+    def _write(self, name: str, text: str) -> None:
+        target = self.path / name
+        temporary = target.with_name(f".{target.name}-{os.getpid()}.tmp")
+        try:
+            with temporary.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except OSError as error:
+            raise RunError(
+                str(write_error(target, error).what),
+                why=str(error.strerror),
+                instead="make room and go on with --resume: no finished cell is lost",
+            ) from None
+        finally:
+            with suppress(OSError):
+                temporary.unlink()

@@ -1,0 +1,135 @@
+"""What a sweep is asked to do, and how its cells are put together into blocks that fit the memory."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Hashable, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hyperstack.batches import Batches
+from hyperstack.errors import InputError
+from hyperstack.sweep.grid import Cell, cells
+from hyperstack.tasks import Data, Task
+from hyperstack.telemetry.plan import Plan
+from hyperstack.together import shape
+from hyperstack.wrapper import Wrapper
+
+MOST = 20
+"""Runs of a block at most: more of them gain next to nothing, and are lost together where a sweep is interrupted."""
+FEW = 4
+"""Runs that one seed needs for blocks of its own, in which all take the same batch."""
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """Stacks with free names, values for each name, seeds, and what every run has in common: see `Plan`."""
+
+    task: str
+    stacks: list[str]
+    grid: dict[str, list[float]]
+    seeds: list[int]
+    epochs: int
+    device: str
+    batch_size: int
+    threads: int
+    compile: bool = False
+
+    @classmethod
+    def of(cls, content: object) -> SweepPlan:
+        """The plan that was saved as `content`; ValueError where it is none."""
+        kinds = {
+            "str": str,
+            "int": int,
+            "bool": bool,
+            "list[str]": list,
+            "list[int]": list,
+            "dict[str, list[float]]": dict,
+        }
+        if not isinstance(content, dict):
+            raise ValueError("it is not a table of names and values")
+        wrong = [f.name for f in fields(cls) if not isinstance(content.get(f.name), kinds[str(f.type)])]
+        if wrong:
+            raise ValueError(f"it lacks {', '.join(wrong)}, or holds something else there")
+        return cls(**{f.name: content[f.name] for f in fields(cls)})
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return asdict(self)
+
+    def cells(self) -> list[Cell]:
+        """Every run, in an order that depends on nothing else."""
+        return cells(self.stacks, self.grid, self.seeds)
+
+    def of_cell(self, cell: Cell) -> Plan:
+        """What one run is asked to do."""
+        common = {
+            name: getattr(self, name) for name in ("task", "epochs", "device", "batch_size", "threads", "compile")
+        }
+        return Plan(stack=str(cell.stack), seed=cell.seed, **common)
+
+    def check_resumes(self, saved: SweepPlan) -> None:
+        """An InputError unless a sweep under plan `saved` can go on under this one."""
+        for name, mine in self.as_dict().items():
+            theirs = getattr(saved, name)
+            if name not in ("device", "threads", "compile") and theirs != mine:
+                raise InputError(
+                    f"the sweep in this folder has {'another' if name != 'epochs' else 'other'} {name}",
+                    why=f"  the sweep: {theirs}\n  asked:     {mine}",
+                    instead="leave the option out to take the sweep's own, or choose another --out",
+                )
+
+
+def blocks(plan: SweepPlan, of: Sequence[Cell], limit: int, jobs: int = 1) -> list[list[int]]:
+    """The places in `of` of the cells to be trained together, at most `limit` in a block, blocks enough for `jobs`.
+
+    Cells of one shape and seed, which share their batches; where a seed has few, of several seeds. What cannot be
+    trained together is alone.
+    """
+    groups: dict[Hashable, list[int]] = {}
+    for i, cell in enumerate(of):
+        stack = cell.stack
+        key: Hashable = ("alone", i) if isinstance(stack[0], Wrapper) else shape(stack)
+        groups.setdefault(key, []).append(i)
+    limit = max(1, min(limit, max(FEW, -(-len(of) // max(1, jobs)))))
+    found = []
+    for group in groups.values():
+        by_seed: dict[int, list[int]] = {}
+        for i in group:
+            by_seed.setdefault(of[i].seed, []).append(i)
+        apart = len(group) >= FEW * len(by_seed) or len(by_seed) == 1
+        for members in by_seed.values() if apart else [[i for own in by_seed.values() for i in own]]:
+            pieces = -(-len(members) // limit)
+            found += [members[len(members) * j // pieces : len(members) * (j + 1) // pieces] for j in range(pieces)]
+    return found
+
+
+def runs_that_fit(task: Task, data: Data, batch_size: int, jobs: int = 1) -> int:
+    """How many runs a block may have, so that all jobs together take at most a quarter of the memory."""
+    torch.manual_seed(0)
+    model, saved = task.model().to(data.train_inputs.device), [0]
+
+    def count(x: Tensor) -> Tensor:
+        saved[0] += x.numel() * x.element_size()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):
+        first = torch.arange(min(batch_size, len(data.train_inputs)), device=data.train_inputs.device)
+        inputs, targets = Batches(task, data).training(first, 0, 0, 0)
+        task.losses(model(inputs), targets)
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    # Parameters, gradient, record, state and what a pull needs; and while a step is recorded, all that it computes.
+    return max(1, min(MOST, math.floor(_memory(data.train_inputs.device) / 4 / jobs / (16 * size + 6 * saved[0] + 1))))
+
+
+def _memory(device: torch.device) -> int:
+    """Bytes of the device's memory; of the machine's where that is the device."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return 4 << 30

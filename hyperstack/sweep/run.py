@@ -1,0 +1,183 @@
+"""Runs a sweep: block after block, or several at a time in processes of their own."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.synchronize import Event
+from typing import Any
+
+import torch
+
+from hyperstack.devices import device_failures
+from hyperstack.errors import RunError
+from hyperstack.sweep.block import Block, CannotTogether
+from hyperstack.sweep.folder import SweepFolder
+from hyperstack.sweep.grid import Cell
+from hyperstack.sweep.planning import SweepPlan, blocks, runs_that_fit
+from hyperstack.sweep.ranks import Ranks
+from hyperstack.tasks import Data, Task, get_task
+from hyperstack.tasks.own import is_in_a_file
+from hyperstack.telemetry.plan import Plan
+from hyperstack.telemetry.recorder import Recorder
+from hyperstack.training import Trainer
+
+Result = dict[str, Any]
+Found = Iterator[tuple[int, Result]]
+
+
+def sweep(
+    plan: SweepPlan,
+    task: Task,
+    data: Data,
+    folder: SweepFolder,
+    *,
+    jobs: int = 1,
+    ranks: Ranks | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    after_cell: Callable[[Cell, Result], None] = lambda cell, result: None,
+    notify: Callable[[str], None] = lambda line: None,
+) -> dict[int, Result]:
+    """Train every cell of a plan that has no result in the folder yet; the results, by place in `plan.cells()`.
+
+    jobs: blocks of cells at a time, each in a process of its own. ranks: share the blocks; each writes into the
+    folder, and all have all results in the end. stop: ends the sweep soon after it is true; blocks in hand are given
+    up, finished cells kept. notify: gets a line where cells are trained one after another, and why.
+    The folder must be `locked` by the caller, on the first rank.
+    """
+    ranks = ranks or Ranks()
+    cells = plan.cells()
+    results = ranks.once(lambda: folder.results(plan, cells))
+    pending = [i for i in range(len(cells)) if i not in results]
+    limit = runs_that_fit(task, data, plan.batch_size, jobs * ranks.here)
+    of_all = blocks(plan, [cells[i] for i in pending], limit, jobs * ranks.world)
+    work = [[pending[i] for i in block] for block in of_all[ranks.rank :: ranks.world]]
+    plans = {i: plan.of_cell(cells[i]) for i in pending}
+    try:
+        for i, result in (
+            _in_processes(work, plans, task, data, jobs, stop, notify)
+            if (jobs > 1 and len(work) > 1)
+            else _here(work, plans, task, data, stop, notify)
+        ):
+            folder.write(i, result)
+            results[i] = result
+            after_cell(cells[i], result)
+        ranks.wait()
+        results = folder.results(plan, cells) if ranks.world > 1 else results
+    finally:
+        if ranks.rank == 0:
+            folder.conclude(cells, results)
+    return results
+
+
+def train_cells(
+    plans: Sequence[Plan], task: Task, data: Data, stop: Callable[[], bool], notify: Callable[[str], None]
+) -> Found:
+    """Train runs together where that is possible, else one after another; each with its place, as it ends."""
+    torch.set_num_threads(plans[0].threads or torch.get_num_threads())
+    if len(plans) > 1:
+        try:
+            yield from Block(plans, task, data).run(stop)
+            return
+        except CannotTogether as error:
+            notify(f"one run after another: {error.why}")
+    for r, plan in enumerate(plans):
+        if stop():
+            return
+        trainer = Trainer(plan, task, data)
+        trainer.run(Recorder(trainer.opt, [], every=1 << 62), stop)
+        if trainer.finished:
+            yield r, {**trainer.summary(), "together": 1}
+
+
+def _here(
+    work: Sequence[list[int]],
+    plans: dict[int, Plan],
+    task: Task,
+    data: Data,
+    stop: Callable[[], bool],
+    notify: Callable[[str], None],
+) -> Found:
+    told: set[str] = set()
+
+    def once(line: str) -> None:
+        if line not in told:
+            told.add(line)
+            notify(line)
+
+    for block in work:
+        if stop():
+            return
+        with device_failures():
+            for r, result in train_cells([plans[i] for i in block], task, data, stop, once):
+                yield block[r], result
+
+
+def _in_processes(
+    work: Sequence[list[int]],
+    plans: dict[int, Plan],
+    task: Task,
+    data: Data,
+    jobs: int,
+    stop: Callable[[], bool],
+    notify: Callable[[str], None],
+) -> Found:
+    context = multiprocessing.get_context("spawn")
+    ending = context.Event()
+    told: set[str] = set()
+    with ProcessPoolExecutor(min(jobs, len(work)), context, _prepare, (_sent(task, plans), data, ending)) as pool:
+        futures: dict[Future[Any], list[int]] = {
+            pool.submit(_train_block, [plans[i] for i in block]): block for block in work
+        }
+        waiting = set(futures)
+        try:
+            while waiting:
+                if stop() and not ending.is_set():
+                    ending.set()
+                    for future in waiting:
+                        future.cancel()
+                done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
+                for future in (future for future in done if not future.cancelled()):
+                    found, notes = future.result()
+                    for note in notes - told:
+                        notify(note)
+                    told |= notes
+                    for r, result in found:
+                        yield futures[future][r], result
+        except BrokenProcessPool:
+            raise RunError(
+                "a process of this sweep was ended from outside",
+                why="perhaps the memory did not suffice for so many at a time",
+                instead="go on with --resume, and fewer --jobs: no finished cell is lost",
+            ) from None
+        finally:
+            ending.set()
+
+
+_prepared: dict[str, Any] = {}
+
+
+def _sent(task: Task, plans: dict[int, Plan]) -> Task | tuple[str, dict[str, Any]]:
+    """A task as another process can have it: that of a file cannot be pickled, and is found there again by its text."""
+    text = next(iter(plans.values())).task
+    return (text, vars(task)) if is_in_a_file(text) else task
+
+
+def _prepare(task: Task | tuple[str, dict[str, Any]], data: Data, ending: Event) -> None:
+    """In a new process: what all its blocks need. Ctrl-C reaches it, too, and is left to the one that started it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if isinstance(task, tuple):
+        text, known = task
+        task = get_task(text)
+        vars(task).update(known)
+    _prepared.update(task=task, data=data, ending=ending)
+
+
+def _train_block(plans: Sequence[Plan]) -> tuple[list[tuple[int, Result]], set[str]]:
+    notes: set[str] = set()
+    task, data, ending = (_prepared[name] for name in ("task", "data", "ending"))
+    with device_failures():
+        return list(train_cells(plans, task, data, ending.is_set, notes.add)), notes
