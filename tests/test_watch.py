@@ -276,7 +276,7 @@ def test_the_view_of_a_terminal_is_that_of_train(finished, columns):
     assert max(map(len, view[:7])) <= columns
     titles = view[1].split()
     assert titles[:2] == (["level", "its"] if columns >= 72 else ["level", "value"])
-    assert ("hypergradient" in titles, "clip" in titles) == (columns >= 45, columns >= 55)
+    assert ("hypergradient" in titles, "clipped" in titles) == (columns >= 45, columns >= 58)
     assert bool(re.search("[▁-█]{8}", text)) == (columns >= 72)
     assert "".join(line[0] for line in view[2:] if line[0].isdigit())[:3] == "012"
 
