@@ -310,6 +310,19 @@ def test_pictures_say_what_the_letters_stand_for_and_what_was_left_out(tmp_path)
     assert ("left out set/c" in remarks, list(json.loads(output)["left_out"])) == (False, ["set/c"])
 
 
+def test_a_page_takes_the_seeds_of_a_group_together(tmp_path):
+    rows = [[1, 1.0, 1, 1, 1]]
+    for seed, error in enumerate((0.1, 0.2, 0.6)):
+        made(tmp_path / f"a{seed}", rows=rows, seed=seed, test_error=error, stack="<SGD>")
+    made(tmp_path / "b", rows=rows, test_error=0.5)
+    for names, expected in ((("a0", "a1", "a2", "b"), True), (("a0", "b"), False)):
+        assert command("compare", *names, "--html", f"{len(names)}.html")[0] == 0
+        text = re.sub(r"<[^>]+>", " ", (tmp_path / f"{len(names)}.html").read_text())
+        said = " ".join(text.split())
+        assert ("A &lt;SGD&gt; 0, 1, 2 3 30.00 ± 26.46 best 1 ± 0 1.5 ± 0.0" in said) is expected
+        assert ("B Adam 0 1 50.00 +20.00 1 1.5" in said) is expected
+
+
 def test_runs_of_different_tasks(tmp_path):
     made(tmp_path / "a", task="x")
     made(tmp_path / "b", task="y")

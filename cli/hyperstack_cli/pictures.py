@@ -15,6 +15,7 @@ import click
 from hyperstack_cli.screen import err, out
 
 if TYPE_CHECKING:
+    from hyperstack.reports.groups import Group
     from hyperstack.reports.run import Run
 
 HIGH = 18  # lines of a plot in the terminal
@@ -53,10 +54,12 @@ def show_pictures(
     png: Path | None,
     html: Path | None,
     sentences: Sequence[str] = (),
+    groups: Sequence[Group] = (),
 ) -> bool:
     """Draw runs, each with its label, as these options say; whether there was any to carry out.
 
-    keys, log: as for `hyperstack.reports.panels.panels`. sentences: what the figures say, for the page.
+    keys, log: as for `hyperstack.reports.panels.panels`. sentences, groups: what the figures say, and the runs whose
+    figures are one, for the page.
 
     Raises InputError where a file exists already or what draws is not installed, RunError where the disk is full;
     then no file is left behind.
@@ -78,7 +81,7 @@ def show_pictures(
     if html is not None:
         from hyperstack.reports.page import report
 
-        contents[html] = report(runs, keys, log, sentences).encode()
+        contents[html] = report(runs, keys, log, sentences, groups).encode()
     if plot:
         from hyperstack.reports import terminal
 

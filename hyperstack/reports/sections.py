@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hyperstack.reports import figure
+from hyperstack.reports.groups import best, difference
 from hyperstack.reports.markup import Html, element, joined
 from hyperstack.reports.panels import Panel
 from hyperstack.reports.statistics import Statistics, TensorStatistics, statistics_of, tensor_statistics
@@ -13,7 +14,9 @@ from hyperstack.reports.text import natural, number, percent
 from hyperstack.telemetry.record import parts
 
 if TYPE_CHECKING:
+    from hyperstack.reports.groups import Group
     from hyperstack.reports.run import Run
+    from hyperstack.reports.spread import Spread
 
 MOST = 20  # parameters of the network in a table
 STROKES = ("none", "5 2", "7 2 1 2", "1.5 2", "7 1.5 1.5 1.5")  # as `figure.DASHES`
@@ -102,6 +105,36 @@ def pictures(panels: Sequence[Panel], runs: Sequence[str]) -> Html:
     legend = element("p", *(_entry(i, label) for i, label in enumerate(runs)), class_="legend")
     shown = [legend] if len(runs) > 1 else []
     return element("section", element("h2", "Pictures"), *shown, element("div", *drawn, class_="panels"))
+
+
+def means(groups: Sequence[Group]) -> Html:
+    """A table with a row for each group: what it is, and what its finished runs came to, mean ± standard deviation."""
+    if not any(len(group.runs) > 1 for group in groups):
+        return Html()
+    winners = best(groups)
+    rows = []
+    for group in groups:
+        rival = next((winner for winner in winners if winner.task == group.task), None)
+        above = difference(group, rival) if rival and group is not rival else None
+        error, loss, time = (group.spread(name) for name in ("test_error", "train_loss", "seconds"))
+        over = "-" if above is None else f"{100 * above[0]:+.2f}"
+        over += "" if above is None or above[1] is None else f" ± {100 * above[1]:.2f}"
+        cells = [group.runs[0].stack, ", ".join(map(str, group.seeds)) or "-", str(len(group.finished))]
+        cells += [_spread(error, lambda x: f"{100 * x:.2f}"), "best" if group is rival else over]
+        cells += [_spread(loss, number, lambda x: number(x, 2)), _spread(time, lambda x: f"{x:,.1f}")]
+        rows.append(element("tr", element("th", group.letter, scope="row"), *(element("td", x) for x in cells)))
+    titles = ("group", "stack", "seeds", "finished", "test error, %", "over best, pp", "train loss", "time, s")
+    top = element("tr", *(element("th", title, scope="col") for title in titles))
+    caption = element("caption", "mean ± sample standard deviation over the finished runs; over best: ± standard error")
+    table = element("table", caption, element("thead", top), element("tbody", *rows), class_="groups")
+    return element("section", element("div", table, class_="scroll"))
+
+
+def _spread(s: Spread, show: Callable[[float], str], deviation: Callable[[float], str] | None = None) -> str:
+    """Mean and standard deviation, which is shown as the mean if not said otherwise."""
+    if s.mean is None:
+        return "-"
+    return show(s.mean) if s.std is None else f"{show(s.mean)} ± {(deviation or show)(s.std)}"
 
 
 def comparison(runs: Sequence[tuple[str, Run]]) -> Html:

@@ -87,7 +87,9 @@ def command(
     if pictures["plot"]:
         comparison.legend()
         console.print()
-    drawn = show_pictures(labelled, keys if patterns or wanted else None, log, sentences=remarks(groups), **pictures)
+    drawn = show_pictures(
+        labelled, keys if patterns or wanted else None, log, sentences=remarks(groups), groups=groups, **pictures
+    )
     if as_json:
         content: dict[str, Any] = {"groups": [_group(group, keys) for group in groups]}
         content |= {"best": [group.letter for group in best(groups)], "remarks": remarks(groups)}
