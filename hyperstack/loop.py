@@ -60,7 +60,7 @@ class Recording:
         if every < 1 or (after or 0) % every:
             raise InputError(f"every={every}, after={after}", instead="record every step, every=1, or every so many")
         self._opt = opt
-        folder = Path(path)
+        folder = Path(path).absolute()  # the program may go elsewhere meanwhile
         another, onward = "choose another folder", "go on with that run behind a step of it: after=STEP"
         self._folder = RunFolder.existing(folder) if after else RunFolder.create(folder, another, onward)
         stacks = list(dict.fromkeys(str(group["stack"]) for group in opt.param_groups))

@@ -158,6 +158,15 @@ def test_a_network_that_is_not_finite_has_diverged(tmp_path):
     assert hs.load_run(tmp_path / "run").state == "diverged"
 
 
+def test_a_program_that_goes_elsewhere(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    recording = loop("run")[2]
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    recording.close()
+    assert hs.load_run(tmp_path / "run").state == "finished"
+
+
 def test_what_is_refused_writes_nothing(tmp_path):
     opt = hs.HyperOptimizer(torch.nn.Linear(4, 2).parameters(), STACK)
     loop(tmp_path / "run")[2].close()
