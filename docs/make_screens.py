@@ -45,8 +45,8 @@ class Screen:
 # In their order, in one folder: a screen may show what those before it made.
 SCREENS = (
     Screen(
-        "`train` shows the tower at work: value, hypergradient and clip factor of each hyperparameter after the latest "
-        "step, and below the result.",
+        "`train` shows the tower at work: value and hypergradient of each hyperparameter after the latest step, to "
+        "what share of itself it was clipped, and below the result.",
         f'{TRAIN} --epochs 2 --stack "Adam / SGD(1e-4, clip)" --out runs/clipped',
     ),
     Screen("`inspect` shows what happened to each hyperparameter.", "hyperstack inspect runs/clipped"),

@@ -170,6 +170,8 @@ class _Reader:
         for i, node in enumerate(call.args if call else []):
             if isinstance(node, ast.Name) and node.id in flags:
                 pairs.append((node.id, ast.Constant(True), node))
+            elif "clip" in flags and _names_transform(node, bare=i > 0):
+                self._note(node, f"this is a gradient transform: write clip={ast.unparse(node)}")
             elif i == 0 and first:
                 pairs.append((first, node, node))
             elif isinstance(node, ast.Name) and flags:
@@ -284,6 +286,12 @@ def _python(line: str) -> ast.expr:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what looks odd in Python: it is either right or a mistake here
         return ast.parse(line, mode="eval").body
+
+
+def _names_transform(node: ast.expr, bare: bool) -> bool:
+    """Whether this is written like a gradient transform, `agc(0.01)`, or where no free name may stand, `agc`."""
+    called = node.func if isinstance(node, ast.Call) else node if bare else None
+    return isinstance(called, ast.Name) and called.id in TRANSFORMS
 
 
 def _on_one_line(error: InputError) -> str:

@@ -18,9 +18,9 @@ from hyperstack.optimizer import HyperOptimizer
 from hyperstack.reports.run import Run, load_run
 from hyperstack.telemetry.jsonl import JsonLines
 from hyperstack.telemetry.recorder import Recorder
-from hyperstack.telemetry.runfolder import RunFolder
+from hyperstack.telemetry.runfolder import NUMBER, SUMMARY, RunFolder
 from hyperstack.telemetry.sinks import Sink
-from hyperstack.telemetry.summary import plain, versions
+from hyperstack.telemetry.summary import number, plain, versions
 
 
 def record(
@@ -61,7 +61,8 @@ class Recording:
             raise InputError(f"every={every}, after={after}", instead="record every step, every=1, or every so many")
         self._opt = opt
         folder = Path(path).absolute()  # the program may go elsewhere meanwhile
-        self._folder = RunFolder.existing(folder) if after else RunFolder.create(folder)
+        another, onward = "choose another folder", "go on with that run behind a step of it: after=STEP"
+        self._folder = RunFolder.existing(folder) if after else RunFolder.create(folder, another, onward)
         stacks = list(dict.fromkeys(str(group["stack"]) for group in opt.param_groups))
         first = next(opt.towers())[1].cells
         self._heading: dict[str, Any] = {"task": task, "stack": stacks[0], "device": str(first.device)}
@@ -79,8 +80,12 @@ class Recording:
         self._loss = loss.detach() if isinstance(loss, Tensor) else torch.full_like(self._unknown, loss)
 
     def result(self, *, test_error: float | None = None, **figures: float | str | None) -> None:
-        """What came of it, for the summary: the test error, 0 to 1, and whatever else there is to say."""
-        self._figures |= {"test_error": test_error, **figures}
+        """What came of it, for the summary: the test error, 0 to 1, and whatever else there is to say.
+
+        Numbers that are not finite are None there. An InputError for what is neither a number nor a text.
+        """
+        found = {name: _figure(name, x) for name, x in {"test_error": test_error, **figures}.items()}
+        self._figures |= found
 
     def run(self) -> Run:
         """The run so far."""
@@ -128,3 +133,18 @@ class Recording:
             "versions": versions(),
             **self._figures,
         }
+
+
+def _figure(name: str, x: Any) -> float | str | None:
+    """A figure of the summary as JSON has it, and as readers of summaries expect it."""
+    if isinstance(x, Tensor):
+        x = x.item() if x.numel() == 1 else x
+    expected = SUMMARY.get(name)
+    try:
+        if x is not None and (expected in (NUMBER, float) or not isinstance(x, str | int)):
+            x = number(float(x))
+    except (TypeError, ValueError):
+        raise InputError(f"{name} is a {type(x).__name__}", instead="give a number or a text") from None
+    if expected and not isinstance(x, expected):
+        raise InputError(f"{name}={x!r} is not what summaries hold there", instead="choose another name")
+    return x  # type: ignore[no-any-return]

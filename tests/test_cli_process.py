@@ -302,7 +302,7 @@ def final(text):
 def test_in_a_terminal_the_tower_is_watched(session):
     bar, heading, *table = final(session["80 columns"])
     assert re.match(r"step 30/30 ━+ loss [\d.]+(  [\d,]+ examples/s)?$", bar.rstrip())
-    assert heading.split() == ["level", "value", "hypergradient", "clip"]
+    assert heading.split() == ["level", "value", "hypergradient", "clipped", "to"]
     cells = [line.split() for line in table]
     names = [["0", "Adam", "lr"], ["beta1"], ["beta2"], ["1", "SGD", "lr"], ["2", "SGD", "lr"], ["momentum"]]
     for name, row in zip(names, cells, strict=False):

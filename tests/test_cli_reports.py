@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from toy import command, contents, ok
 
-from hyperstack.reports.statistics import statistics
+from hyperstack.reports.statistics import statistics_of
 from hyperstack.telemetry.jsonl import read_record
 from hyperstack.telemetry.runfolder import RunFolder
 
@@ -25,7 +25,8 @@ def test_inspect_for_programs(run):
     assert found["plan"] == RunFolder(path).read_heading()
     assert found["summary"] == RunFolder(path).read_summary()
     assert found["rows"] == 20
-    assert found["keys"] == {k: s.as_dict() for k, s in statistics(RunFolder(path).read_record()).items()}
+    figures = statistics_of(RunFolder(path).read_record(), ["Adam(0.01)", "SGD(0.01, clip)", "SGD"])
+    assert found["keys"] == {key: s.as_dict() for key, s in figures.items()}
     one = json.loads(ok("inspect", path, "--json", "--level", 1))
     assert one["keys"] == {"1.lr": found["keys"]["1.lr"]}
 

@@ -163,7 +163,7 @@ def test_what_diverged_or_has_not_ended_does_not_enter_means(tmp_path):
     assert (group.spread("test_error").n, group.spread("test_error").mean) == (2, pytest.approx(0.3))
     assert group.keys["0.lr"].max == 1
     screen = ok("compare", tmp_path)
-    for label, count in (("finished", 2), ("diverged", 1), ("killed", 1), ("cut short", 1)):
+    for label, count in (("finished", 2), ("diverged", 1), ("stopped", 1), ("interrupted", 1)):
         assert re.search(rf"^  {label} +{count}$", screen, re.MULTILINE)
     assert "do not enter the means" in screen
 
@@ -277,6 +277,50 @@ def test_chosen_keys_and_steps(runs):
     text = ok("compare", "runs/adam-0", "--key", "0.lr")
     assert "0.lr" in text.splitlines()
     assert "0.beta1" not in text.splitlines()
+
+
+def test_levels_and_scales_are_chosen_as_for_one_run(tmp_path):
+    rows = [[step, 1.0, 10.0 ** (step % 4), 10.0 ** -(step % 8), 1] for step in range(1, 41)]
+    made(tmp_path / "a", rows=rows, stack="Adam / SGD(clip)")
+    made(tmp_path / "b", rows=rows, stack="SGD / SGD", key="1.lr")
+    both, upper = ok("compare", "a", "b"), ok("compare", "a", "b", "--level", 1)
+    assert "\n0.lr\n" in both
+    assert ("\n0.lr\n" in upper, "\n1.lr\n" in upper) == (False, True)
+    assert both.count(", log\n") == 4  # value and gradient of two keys
+    assert ", log\n" not in ok("compare", "a", "b", "--linear")
+
+
+def test_a_stack_without_a_clip_has_no_share_that_was_clipped(tmp_path):
+    made(tmp_path / "a", rows=[[1, 1, 1, 1, 0.5], [2, 1, 1, 1, 1]], stack="Adam / SGD(clip)")
+    made(tmp_path / "b", rows=[[1, 1, 1, 1, 1]], stack="Adam / SGD")
+    assert re.search(r"^  clipped +50 % +-$", ok("compare", "a", "b"), re.MULTILINE)
+
+
+def test_pictures_say_what_the_letters_stand_for_and_what_was_left_out(tmp_path):
+    rows = [[step, 1.0, step, 1, 1] for step in range(1, 41)]
+    made(tmp_path / "set" / "a", rows=rows, stack="Adam / SGD(clip)")
+    made(tmp_path / "set" / "b", rows=rows, stack="Adam / SGD")
+    (made(tmp_path / "set" / "c") / "plan.json").write_text("")
+    code, output, remarks = command("compare", "set", "--plot", columns=80)
+    assert code == 0
+    assert output.splitlines()[1] == "A  Adam / SGD(clip)"
+    assert output.index("B  Adam / SGD\n") < output.index("by step")
+    assert "left out set/c" in remarks
+    code, output, remarks = command("compare", "set", "--html", "x.html", "--json")
+    assert ("left out set/c" in remarks, list(json.loads(output)["left_out"])) == (False, ["set/c"])
+
+
+def test_a_page_takes_the_seeds_of_a_group_together(tmp_path):
+    rows = [[1, 1.0, 1, 1, 1]]
+    for seed, error in enumerate((0.1, 0.2, 0.6)):
+        made(tmp_path / f"a{seed}", rows=rows, seed=seed, test_error=error, stack="<SGD>")
+    made(tmp_path / "b", rows=rows, test_error=0.5)
+    for names, expected in ((("a0", "a1", "a2", "b"), True), (("a0", "b"), False)):
+        assert command("compare", *names, "--html", f"{len(names)}.html")[0] == 0
+        text = re.sub(r"<[^>]+>", " ", (tmp_path / f"{len(names)}.html").read_text())
+        said = " ".join(text.split())
+        assert ("A &lt;SGD&gt; 0, 1, 2 3 30.00 ± 26.46 best 1 ± 0 1.5 ± 0.0" in said) is expected
+        assert ("B Adam 0 1 50.00 +20.00 1 1.5" in said) is expected
 
 
 def test_runs_of_different_tasks(tmp_path):

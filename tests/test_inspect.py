@@ -17,7 +17,7 @@ import hyperstack as hs
 from hyperstack.reports.grid import Field, grid, wrapped
 from hyperstack.reports.reading import reading
 from hyperstack.reports.run import load_run
-from hyperstack.reports.statistics import statistics, tensor_statistics
+from hyperstack.reports.statistics import statistics, statistics_of, tensor_statistics
 from hyperstack.reports.text import number, percent
 from hyperstack.reports.view import View
 from hyperstack.telemetry.jsonl import JsonLines
@@ -83,7 +83,8 @@ def test_every_figure_is_that_of_the_record(run):
             *(number(x, 3) for x in (s.grad_median, s.grad_95, s.grad_max)),
             str(s.grad_max_step),
             number(s.average, 3),
-            *(percent(x, 0) for x in (s.clipped, s.factor, s.flips)),
+            percent(s.clipped, 0) if key.startswith("0.") else "-",  # by level 1, the only one with a clip
+            *(percent(x, 0) for x in (s.factor, s.flips)),
         ]
     assert "nothing learns from those of level 2, the top" in " ".join(table.split())
 
@@ -109,6 +110,22 @@ def test_what_nothing_clips_has_no_columns_for_that(tmp_path):
     assert "nan/inf" not in table
     made(tmp_path / "y", block)
     assert " clipped " in ok("inspect", "y", columns=200)
+
+
+def test_a_norm_has_no_sign_that_could_flip(tmp_path):
+    made(tmp_path / "x", rows(30), "Adam(per_tensor(0.01)) / SGD")
+    lines = ok("inspect", "x", columns=200).splitlines()
+    flips = {line.split()[0]: line.split()[-2:] for line in lines if re.match(r"\d\.lr ", line)}
+    assert flips["0.lr"][-1] == "-"
+    assert flips["1.lr"] == ["0", "%"]
+    found = json.loads(ok("inspect", "x", "--json"))["keys"]
+    assert (found["0.lr"]["flips"], found["1.lr"]["flips"]) == (None, 0)
+
+
+def test_programs_get_no_nan(tmp_path):
+    made(tmp_path / "x", rows(5), extra=float("nan"))
+    found = json.loads(ok("inspect", "x", "--json"), parse_constant=pytest.fail)
+    assert found["plan"]["extra"] is None
 
 
 def test_the_reading_comes_before_the_figures(tmp_path):
@@ -149,7 +166,7 @@ def test_a_range_of_steps(run):
         found = json.loads(ok("inspect", run, "--steps", span, "--json"))
         part = record.between(*ends)
         assert (found["rows"], found["steps"]) == (len(part), list(ends))
-        assert found["keys"] == {key: s.as_dict() for key, s in statistics(part).items()}
+        assert found["keys"] == {key: s.as_dict() for key, s in statistics_of(part, load_run(run).levels).items()}
         assert f"shown below: steps {ends[0]} to {ends[1]}" in ok("inspect", run, "--steps", span)
 
 

@@ -1,6 +1,7 @@
 """Telemetry in a loop of one's own, and runs read back in Python."""
 
 import json
+import math
 import subprocess
 import sys
 
@@ -71,6 +72,28 @@ def test_the_average_is_that_of_the_clip(tmp_path):
         np.testing.assert_allclose(run[f"{key}.average"], expected, rtol=1e-12)
         assert expected[-1] > 0
     assert "1.lr.average" not in run
+
+
+def test_a_result_is_what_readers_can_read(tmp_path):
+    recording = hs.record(loop(steps=0)[1], tmp_path / "run")
+    figures = {"accuracy": np.float32(0.5), "worst": math.inf, "count": 3, "note": "good", "nothing": None}
+    recording.result(test_error=0, train_loss=torch.tensor(1.5), **figures)
+    for wrong in ({"curve": [1, 2]}, {"test_error": "low"}, {"loss": torch.ones(2)}, {"steps": "many"}):
+        with pytest.raises(hs.InputError, match=r"give a number or a text|choose another name"):
+            recording.result(**wrong)
+    recording.result(test_error=0)
+    recording.close()
+    text = (tmp_path / "run" / "summary.json").read_text()
+    found = json.loads(text, parse_constant=pytest.fail)
+    assert found == {**found, **figures, "worst": None, "test_error": 0.0, "train_loss": 1.5}
+    assert hs.load_run(tmp_path / "run").summary == found
+
+
+def test_a_folder_that_is_taken_is_named_with_what_python_can_do(tmp_path):
+    hs.record(loop(steps=0)[1], tmp_path / "run").close()
+    with pytest.raises(hs.InputError, match=r"exists already\n.*\nchoose another folder, or .* after=STEP") as refused:
+        hs.record(loop(steps=0)[1], tmp_path / "run")
+    assert "--" not in str(refused.value).replace(str(tmp_path), "")
 
 
 def test_it_does_not_change_what_is_learned(tmp_path):

@@ -23,9 +23,11 @@ from hyperstack.errors import InputError
 from hyperstack.reports import figure, page, sections, terminal
 from hyperstack.reports.markup import Html, element, joined
 from hyperstack.reports.panels import POINTS, Line, Panel, drawable, panels, reduced
+from hyperstack.reports.reading import reading
 from hyperstack.reports.run import Run, load_run
 from hyperstack.reports.statistics import statistics
-from hyperstack.reports.text import number
+from hyperstack.reports.text import natural, number
+from hyperstack.telemetry.jsonl import JsonLines
 from hyperstack.telemetry.record import Record
 from hyperstack_cli import pictures
 
@@ -80,6 +82,42 @@ def test_runs_are_overlaid_where_they_have_the_same_key():
     np.testing.assert_array_equal(found["0.lr"].lines[1].values, other["0.lr.value"])
     chosen = panels([("one", one), ("other", other)], ["1.lr", "9.lr"], log=False)
     assert [panel.title for panel in chosen] == ["loss", "1.lr", "hypergradient of 1.lr"]
+
+
+def looks(drawing):
+    """Colour and dashes of each line of an SVG, by its class."""
+    root = ElementTree.fromstring(drawing)
+    groups = [g for g in root.iter(f"{{{figure.SVG}}}g") if re.match("line-", g.get("class", ""))]
+    styles = {g.get("class"): g.find(f"{{{figure.SVG}}}path").get("style") for g in groups}
+    return {
+        name: sorted(part for part in style.split("; ") if re.match("stroke(-dasharray)?:", part))
+        for name, style in styles.items()
+    }
+
+
+def test_a_run_looks_the_same_where_others_lack_the_key():
+    runs = [("one", made(keys=("0.lr",))), ("other", made(seed=1))]
+    found = {panel.title: panel for panel in panels(runs, None, log=False)}
+    both, alone = (looks(figure.svg([found[title]], legend=False)) for title in ("0.lr", "1.lr"))
+    assert list(both) == ["line-0", "line-1"]
+    assert both["line-0"] != both["line-1"]
+    assert alone == {"line-1": both["line-1"]}
+    text = terminal.plot(found["1.lr"], 80, 20, color=False)
+    assert text.splitlines()[-1] == "  o other"
+    assert shown_points(text.replace("│", "|"), "o")[0]
+    assert not shown_points(text.replace("│", "|"), "*")[0]
+
+
+def test_the_legend_of_a_png_hides_no_line(tmp_path):
+    flat = [Line(f"run {i}", np.array([1.0, 2]), np.array([float(i)] * 2), place=i) for i in range(6)]
+    named, bare = (Panel("x", "y", flat, False, several) for several in (True, False))
+    for name, panel in (("named", named), ("bare", bare)):
+        figure.png([panel], tmp_path / f"{name}.png")
+    with_legend, without = (pixels((tmp_path / f"{name}.png").read_bytes()) for name in ("named", "bare"))
+    above = len(with_legend) - len(without)
+    assert above == pytest.approx(150 * figure.ENTRY * 6, abs=1)
+    assert near(with_legend[:above], figure.COLORS[0]) > 50
+    np.testing.assert_allclose(with_legend[above + 30 :], without[30:], atol=80)
 
 
 def test_a_logarithmic_axis_where_it_shows_more():
@@ -262,7 +300,7 @@ def test_a_png_shows_each_line_in_its_colour(tmp_path):
     figure.png(shown[1:2], tmp_path / "b.png")
     content = (tmp_path / "a.png").read_bytes()
     assert content == (tmp_path / "b.png").read_bytes()
-    assert png_size(content) == (round(150 * figure.WIDTH), round(150 * figure.HEIGHT))
+    assert png_size(content) == pytest.approx((150 * figure.WIDTH, 150 * (figure.HEIGHT + 2 * figure.ENTRY)), abs=1)
     image = pixels(content)
     for color in figure.COLORS[:2]:
         assert near(image, color) > 500
@@ -306,7 +344,9 @@ def test_a_plot_in_the_terminal_follows_the_record():
 
 def test_several_lines_are_told_apart_without_colour():
     steps = np.arange(50.0)
-    panel = Panel("x", "y", [Line("low", steps, steps * 0 + 1), Line("high", steps, steps * 0 + 2)], False)
+    panel = Panel(
+        "x", "y", [Line("low", steps, steps * 0 + 1), Line("high", steps, steps * 0 + 2, place=1)], False, True
+    )
     text = terminal.plot(panel, 60, 16, color=False)
     assert text.splitlines()[-2:] == ["  * low", "  o high"]
     stars, _ = shown_points(text.replace("│", "|"), "*")
@@ -390,7 +430,7 @@ def test_the_numbers_at_the_axes_are_those_of_the_curve(scale, log):
 
 
 def test_control_characters_do_not_reach_the_terminal():
-    panel = Panel(EVIL, EVIL, [Line(EVIL, np.array([1.0]), np.array([1.0]))] * 2, False)
+    panel = Panel(EVIL, EVIL, [Line(EVIL, np.array([1.0]), np.array([1.0]))] * 2, False, True)
     text = terminal.plot(panel, 80, 12, color=False)
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", text)
 
@@ -460,7 +500,7 @@ def test_the_page_has_the_run_its_figures_and_its_pictures(whole):
     for expected in ("test error 25.00 %", "time 1.5 s", "2026-01-02 03:04", "1.lr: its rate is too high"):
         assert expected in text
     for key, s in statistics(run.record).items():
-        row = f"{key.split('.')[1]} " + " ".join(map(number, (s.first, s.last, s.min, s.max)))
+        row = f"{key.split('.')[1]} " + " ".join(map(natural, (s.first, s.last, s.min, s.max)))
         assert row in text
         assert f"{number(s.grad_median, 3)} {number(s.grad_95, 3)} {number(s.grad_max, 3)}" in text
     drawings = re.findall(r"<svg xmlns.*?</svg>", whole, re.DOTALL)
@@ -508,7 +548,7 @@ def test_runs_without_a_result_or_rows_have_a_page():
     empty = made(0)
     unfinished = Run(empty.path, {"task": "toy", "stack": "not / ) python"}, None, empty.record, empty.when)
     words = " ".join(Reader(page.report([("x", unfinished)])).words)
-    assert "stopped before its end" in words
+    assert "stopped" in words
     assert "nothing to draw" in words
     for values in (ODD["one row"], ODD["nothing finite"], ODD["all negative"]):
         odd = made(len(values), keys=("0.lr",))
@@ -525,9 +565,12 @@ def test_sixty_four_levels_have_a_page(tmp_path):
 
 
 def test_a_notebook_shows_a_run(monkeypatch):
-    run = made()
+    run = with_columns(made(), **{"0__lr__grad": np.zeros(40)})
     text = run._repr_html_()
     assert text.startswith('<div class="hyperstack">')
+    words = " ".join(" ".join(Reader(text).words).split())
+    assert [remark.text for remark in reading(run)]
+    assert all(remark.text in words for remark in reading(run))
     assert len(re.findall(r"<svg xmlns", text)) == page.FEW
     assert not Reader(text).crossed
     monkeypatch.setitem(sys.modules, "matplotlib", None)
@@ -554,7 +597,7 @@ def test_parameters_of_the_network_stand_in_a_table():
     found = Reader(sections.tensors(run))
     assert "script" not in {tag for tag, _ in found.elements}
     words = " ".join(" ".join(found.words).split())
-    assert "1 1 100.0 % 0.5 1.bias 3 3 0.0 % -" in words
+    assert "1 1 100 % 50 % 1.bias 3 3 0 % -" in words
 
 
 def test_what_is_not_installed_is_named(monkeypatch):
@@ -573,6 +616,19 @@ def at_home(elsewhere, folder):
     return folder
 
 
+@pytest.fixture
+def made_run(tmp_path):
+    """A folder of a run whose hypergradients were all 0, of which a reading speaks."""
+    path = tmp_path / "made"
+    path.mkdir()
+    (path / "plan.json").write_text(json.dumps({"task": "toy", "stack": "Adam(0.01) / SGD(0.01, clip) / SGD"}))
+    sink = JsonLines(path / "record.jsonl")
+    sink.open(["step", "loss", *(f"{key}.{what}" for key in ("0.lr", "1.lr") for what in ("value", "grad", "clip"))])
+    sink.write(np.array([[step, 1.0, 0.01, 0, 1, 0.01, 0, 1] for step in range(1, 41)]))
+    sink.close()
+    return path
+
+
 def test_inspect_draws(at_home):
     record = load_run("run").record
     text = ok("inspect", "run", "--plot", columns=80)
@@ -588,6 +644,17 @@ def test_inspect_draws(at_home):
     assert "Adam(0.01)" in Path("a.html").read_text()
     code, output, _ = command("inspect", "run", "--level", 1, "--png", "b.png", "--json")
     assert (code, json.loads(output)["rows"]) == (0, 20)
+
+
+def test_the_page_says_what_each_sentence_is_about(at_home, made_run):
+    remarks = reading(load_run(made_run))
+    assert {remark.key for remark in remarks} == {"0.lr", "1.lr"}
+    for options, keys in (((), {"0.lr", "1.lr"}), (("--key", "1.*"), {"1.lr"})):
+        file = f"{len(keys)}.html"
+        command("inspect", made_run, "--html", file, *options)
+        words = " ".join(" ".join(Reader(Path(file).read_text()).words).split())
+        for remark in remarks:
+            assert (f"{remark.key}: {remark.sentence}" in words) is (remark.key in keys)
 
 
 @pytest.mark.parametrize(

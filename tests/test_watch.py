@@ -225,6 +225,14 @@ def test_an_interval_that_is_none_is_refused(run, interval):
     assert command("watch", run, "--interval", interval)[0] == 2
 
 
+def test_a_terminal_that_knows_ascii_only_is_not_shown_question_marks(run):
+    environment = {"PYTHONIOENCODING": "ascii", "PATH": "", "PYTHONPATH": ":".join(sys.path)}
+    done = subprocess.run([sys.executable, "-m", "hyperstack_cli", "watch", run], env=environment, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.startswith(b"toy | Adam(0.01)")
+    assert b"?" not in done.stdout
+
+
 def test_watching_needs_no_torch(run):
     code = f"import sys; from hyperstack_cli.main import main\nsys.argv = ['hyperstack', 'watch', {str(run)!r}]\n"
     code += "try:\n    main()\nfinally:\n    assert 'torch' not in sys.modules\n"
@@ -268,7 +276,7 @@ def test_the_view_of_a_terminal_is_that_of_train(finished, columns):
     assert max(map(len, view[:7])) <= columns
     titles = view[1].split()
     assert titles[:2] == (["level", "its"] if columns >= 72 else ["level", "value"])
-    assert ("hypergradient" in titles, "clip" in titles) == (columns >= 45, columns >= 55)
+    assert ("hypergradient" in titles, "clipped" in titles) == (columns >= 45, columns >= 58)
     assert bool(re.search("[▁-█]{8}", text)) == (columns >= 72)
     assert "".join(line[0] for line in view[2:] if line[0].isdigit())[:3] == "012"
 

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from hyperstack.reports.curves import Curves
 from hyperstack.reports.groups import Group, best, difference
+from hyperstack.reports.leveltext import is_clipped
 from hyperstack.reports.marks import Pieces, marked
 from hyperstack.reports.text import number, printable, shortened
 
@@ -20,12 +21,12 @@ if TYPE_CHECKING:
     from hyperstack.reports.spread import Spread
 
 GAP = 2  # between columns
-LABEL = 12  # width of the names of the rows, indented
+LABEL = 13  # width of the names of the rows, indented
 NARROW = 32  # columns, below which there is room for means only
 LEAST, MOST = 8, 40  # characters of a sparkline
 PLAIN = str.maketrans({"·": "-", "…": ".", "±": "~"})  # for terminals that know ASCII only
 SETTINGS = {"task": "task", "epochs": "epochs", "batch_size": "batch", "device": "device"}
-ENDED = {"diverged": "diverged", "interrupted": "cut short", "running": "running", "stopped": "killed"}
+ENDED = ("diverged", "interrupted", "running", "stopped")
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,8 @@ class Row:
 class Comparison:
     """What `compare` shows, on a console."""
 
-    def __init__(self, console: Console, groups: Sequence[Group], keys: Sequence[str]) -> None:
-        self.console, self.groups, self.keys = console, groups, keys
+    def __init__(self, console: Console, groups: Sequence[Group], keys: Sequence[str], log: bool = True) -> None:
+        self.console, self.groups, self.keys, self.log = console, groups, keys, log
         self.ascii = console.options.ascii_only
         self.best = best(groups)
         self.narrow = console.width < NARROW
@@ -54,7 +55,7 @@ class Comparison:
 
     def show(self) -> None:
         """All of it."""
-        self._legend()
+        self.legend()
         rows = [*self._results(), Row("loss"), Row("curve", curve="loss"), *(r for k in self.keys for r in self._of(k))]
         natural = max(LEAST, *(len(cell) for row in rows for cell in row.cells))
         room = max(1, (self.console.width - self.label) // (natural + GAP))
@@ -64,7 +65,7 @@ class Comparison:
         for row in rows:
             if row.curve:
                 absolute = row.curve.endswith(".grad")
-                self.curves[row.curve] = Curves(records, row.curve, min(width, MOST), absolute)
+                self.curves[row.curve] = Curves(records, row.curve, min(width, MOST), absolute, self.log)
         for start in range(0, len(self.groups), size):
             self._table(rows, range(start, min(start + size, len(self.groups))), width)
 
@@ -72,7 +73,8 @@ class Comparison:
         """A remark in words."""
         self.console.print(Text(self._plain(printable(note))), overflow="fold")
 
-    def _legend(self) -> None:
+    def legend(self) -> None:
+        """What the groups are."""
         words = {"epochs": "epochs {}", "batch_size": "batch {}", "device": "device {}"}
         common = [words.get(name, "{}").format(c[0]) for name, c in self.settings.items() if {*c} == {c[0]} != {"-"}]
         if common:
@@ -103,9 +105,9 @@ class Comparison:
         if any(group.seeds for group in groups):
             yield Row("seeds", [shortened(printable(", ".join(map(str, g.seeds))) or "-", 16) for g in groups])
         yield Row("finished", [str(len(group.finished)) for group in groups])
-        for state, label in ENDED.items():
+        for state in ENDED:
             if any(counts := [len(group.having(state)) for group in groups]):
-                yield Row(label, [str(n or "-") for n in counts])
+                yield Row(state, [str(n or "-") for n in counts])
         yield Row("test error", [self._fixed(g.spread("test_error"), "%", 2) for g in groups])
         if self.best:
             yield Row("over best", [self._over_best(group) for group in groups])
@@ -123,7 +125,13 @@ class Comparison:
         yield Row("median", [self._spread(s.median, 3) if s else "-" for s in found])
         yield Row("max", [number(s.max, 3) if s else "-" for s in found])
         if any(s and s.clipped.mean for s in found):
-            yield Row("clipped", [self._fixed(s.clipped, "%", 0) if s else "-" for s in found])
+            clipped = [
+                s and is_clipped(key, g.runs[0].levels, s.clipped.mean) for g, s in zip(self.groups, found, strict=True)
+            ]
+            yield Row(
+                "clipped",
+                [self._fixed(s.clipped, "%", 0) if s and c else "-" for s, c in zip(found, clipped, strict=True)],
+            )
 
     def _over_best(self, group: Group) -> str:
         """By how much the test error is above that of the best group, in percentage points."""
@@ -147,8 +155,8 @@ class Comparison:
         factor = 100 if unit == "%" else 1
         if s.mean is None:
             return "-"
-        deviation = "" if s.std is None or self.narrow else f" ± {factor * s.std:.{decimals}f}"
-        return f"{factor * s.mean:.{decimals}f}{deviation} {unit}"
+        deviation = "" if s.std is None or self.narrow else f" ± {factor * s.std:,.{decimals}f}"
+        return f"{factor * s.mean:,.{decimals}f}{deviation} {unit}"
 
     def _table(self, rows: Sequence[Row], chosen: range, width: int) -> None:
         """The columns of some groups."""

@@ -42,7 +42,7 @@ class Display:
         return self
 
     def _start(self) -> None:
-        self.console.print(headline(self.plan.as_dict(), self.console.width))
+        self.console.print(headline(self.plan.as_dict(), self.console))
         if self.console.is_terminal and not self.console.is_dumb_terminal:
             self.live = Live(console=self.console, auto_refresh=False, transient=False)
             self.live.start()

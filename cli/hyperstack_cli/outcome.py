@@ -20,7 +20,7 @@ def outcome(summary: Mapping[str, Any], plan: Mapping[str, Any], path: Path) -> 
     if summary["diverged"]:
         place = f" in epoch {summary['epochs']}" if summary["epochs"] is not None else ""
         lines.append(f"diverged{place}: the loss or the network holds numbers that are not finite")
-    figures = f"{summary['seconds']:.1f} s, {summary['steps']:,} steps"
+    figures = f"{summary['seconds']:,.1f} s, {summary['steps']:,} steps"
     if is_trained(plan) or summary["test_error"] is not None:
         figures = f"test error {percent(summary['test_error'])}, train loss {number(summary['train_loss'])}, {figures}"
     return [*lines, figures]

@@ -15,6 +15,7 @@ import click
 from hyperstack_cli.screen import err, out
 
 if TYPE_CHECKING:
+    from hyperstack.reports.groups import Group
     from hyperstack.reports.run import Run
 
 HIGH = 18  # lines of a plot in the terminal
@@ -36,6 +37,14 @@ def picture_options(verb: Verb) -> Verb:
     return plot(png(html(verb)))
 
 
+def one_output(plot: bool, as_json: bool) -> None:
+    """Refuse to write pictures and JSON into one stream."""
+    if plot and as_json:
+        raise click.UsageError(
+            "--plot and --json both write to standard output: choose one, or --png FILE with --json."
+        )
+
+
 def show_pictures(
     runs: Sequence[tuple[str, Run]],
     keys: Sequence[str] | None,
@@ -45,10 +54,12 @@ def show_pictures(
     png: Path | None,
     html: Path | None,
     sentences: Sequence[str] = (),
+    groups: Sequence[Group] = (),
 ) -> bool:
     """Draw runs, each with its label, as these options say; whether there was any to carry out.
 
-    keys, log: as for `hyperstack.reports.panels.panels`. sentences: what the figures say, for the page.
+    keys, log: as for `hyperstack.reports.panels.panels`. sentences, groups: what the figures say, and the runs whose
+    figures are one, for the page.
 
     Raises InputError where a file exists already or what draws is not installed, RunError where the disk is full;
     then no file is left behind.
@@ -64,12 +75,13 @@ def show_pictures(
         from hyperstack.reports import figure
 
         buffer = io.BytesIO()
-        figure.png(shown, buffer)
+        named = [(f"{label}  {run.stack}", run) for label, run in runs]  # a picture has no other place for the stacks
+        figure.png(panels(named, keys, log) if len(runs) > 1 else shown, buffer)
         contents[png] = buffer.getvalue()
     if html is not None:
         from hyperstack.reports.page import report
 
-        contents[html] = report(runs, keys, log, sentences).encode()
+        contents[html] = report(runs, keys, log, sentences, groups).encode()
     if plot:
         from hyperstack.reports import terminal
 

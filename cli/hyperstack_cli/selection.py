@@ -1,4 +1,4 @@
-"""The options that choose a part of a run: `--key KEY` and `--steps A:B`."""
+"""The options that choose a part of a run, `--level K`, `--key KEY` and `--steps A:B`, and how its curves are drawn."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 import click
+
+from hyperstack_cli.screen import Whole
 
 
 class Steps(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.3 on
@@ -33,7 +35,22 @@ steps_option = click.option(
     "span",
     type=Steps(),
     metavar="A:B",
-    help="Only steps A to B, both included; A: is from A on, :B is up to B. Everything is worked out from these.",
+    help="Only steps A to B, both included; A: is from A on, :B is up to B. Curves and figures of hyperparameters "
+    "are of these alone; test error and train loss are of the whole run.",
+)
+level_option = click.option(
+    "--level",
+    "wanted",
+    multiple=True,
+    type=Whole(0),
+    metavar="K",
+    help="Only level K, counted from 0; may be given several times.",
+)
+log_option = click.option(
+    "--log/--linear",
+    default=True,
+    help="Hypergradients, and other curves where that shows more, on a logarithmic scale, or all on linear ones; "
+    "--log if not given.",
 )
 key_option = click.option(
     "--key",
@@ -45,8 +62,28 @@ key_option = click.option(
 )
 
 
-def chosen(known: Sequence[str], patterns: Sequence[str]) -> list[str]:
-    """The keys that match one of these patterns, all where there are none; an InputError for one without a match."""
+def chosen(known: Sequence[str], height: int, wanted: Sequence[int], patterns: Sequence[str]) -> list[str]:
+    """The keys of these levels that match one of these patterns, all where nothing is asked for.
+
+    height: of the stack. An InputError for a level that there is not, for a pattern without a match, and where no key
+    is on such a level and matches, too.
+    """
+    from hyperstack.errors import InputError
+    from hyperstack.telemetry.record import parts
+
+    height = max([height, *(parts(key)[1] + 1 for key in known)])
+    if beyond := [k for k in wanted if k >= height]:
+        raise InputError(f"there is no level {beyond[0]}", instead=f"the levels are 0 to {height - 1}")
+    named = _named(known, patterns)
+    found = [key for key in named if not wanted or parts(key)[1] in wanted]
+    if patterns and not found:
+        where = ", ".join(map(str, wanted))
+        raise InputError(f"{', '.join(named)}: not on level {where}", instead="leave out --level or --key")
+    return found
+
+
+def _named(known: Sequence[str], patterns: Sequence[str]) -> list[str]:
+    """The keys that match one of these patterns, all where there are none."""
     for pattern in patterns:
         if not any(_matches(key, pattern) for key in known):
             from hyperstack.errors import InputError

@@ -11,9 +11,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from hyperstack.reports.grid import plain
 from hyperstack.reports.leveltext import clips, rule_name
 from hyperstack.reports.run import levels
-from hyperstack.reports.text import number, shortened
+from hyperstack.reports.text import natural, number, percent, shortened
 from hyperstack.telemetry.record import parts
 
 if TYPE_CHECKING:
@@ -22,11 +23,12 @@ if TYPE_CHECKING:
 AROUND = 5  # lines of the screen that are not for hyperparameters: the bar, the headings, what follows
 
 
-def headline(plan: Mapping[str, Any], width: int) -> Text:
+def headline(plan: Mapping[str, Any], console: Console) -> Text:
     """What a run is, in at most three lines."""
     seed = [f"seed {plan['seed']}"] if "seed" in plan else []
     device = [str(plan["device"])] if "device" in plan else []
-    return Text(shortened(" · ".join([plan["task"], plan["stack"], *seed, *device]), 3 * width), style="bold")
+    line = Text(shortened(" · ".join([plan["task"], plan["stack"], *seed, *device]), 3 * console.width), style="bold")
+    return plain([line])[0] if console.options.ascii_only else line
 
 
 class TowerView:
@@ -76,10 +78,10 @@ class TowerView:
         table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
         table.add_column("level", no_wrap=True, style="bold")
         table.add_column("", no_wrap=True)
-        course = min(40, (width - 64) // 2 * 2) if past is not None and width >= 72 else 0
+        course = min(40, (width - 66) // 2 * 2) if past is not None and width >= 72 else 0
         if course:
             table.add_column("its course", no_wrap=True, width=course)
-        shown = [title for title, least in (("value", 0), ("hypergradient", 45), ("clip", 55)) if width >= least]
+        shown = [title for title, least in (("value", 0), ("hypergradient", 45), ("clipped to", 58)) if width >= least]
         for title in shown:
             table.add_column(title, justify="right", no_wrap=True, min_width=min(8, width // 4))
         if course:
@@ -104,11 +106,11 @@ class TowerView:
         return sparkline(values, width, ascii_only=self.console.options.ascii_only)
 
     def _cells(self, row: Mapping[str, float], key: str) -> tuple[str, str, str]:
-        """Value, hypergradient and clip factor, this one only where there is a clip to apply it."""
+        """Value, hypergradient, and to what share of itself it was clipped, only where there is a clip to do so."""
         value, grad, clip = (row[f"{key}.{what}"] for what in ("value", "grad", "clip"))
         level = parts(key)[1]
         clipped = self.clips[level] if level < len(self.clips) else clip < 1
-        return number(value), number(grad, 3), f"x {clip:.2f}" if clipped else ""
+        return natural(value), number(grad, 3), percent(clip, 0) if clipped else ""
 
 
 def _clock(seconds: float) -> str:

@@ -18,15 +18,17 @@ class Curves:
 
     The longest record has all of the width, and others as much of it as they have of its steps. The heights go from
     the smallest to the largest mean of any of them; by their logarithm where all that is recorded is positive and
-    spans more than two powers of ten. `scale` says which, in words.
+    spans more than two powers of ten, unless `log` is False.
     """
 
-    def __init__(self, records: Sequence[Record], column: str, width: int, absolute: bool = False) -> None:
+    def __init__(
+        self, records: Sequence[Record], column: str, width: int, absolute: bool = False, log: bool = True
+    ) -> None:
         series = [record.columns.get(column, np.empty(0)) for record in records]
         series = [np.abs(values) for values in series] if absolute else series
         low, high = extent(series)
         smallest, _ = extent([values[values > 0] for values in series]) if absolute else (low, high)
-        self.log = bool(smallest > 0 and np.log10(high) - np.log10(smallest) > DECADES)
+        self.log = bool(log and smallest > 0 and np.log10(high) - np.log10(smallest) > DECADES)
         self.flat = all(low == high for low, high in (extent([values]) for values in series))
         ends = [float(record.steps[-1]) if len(values) else 0.0 for record, values in zip(records, series, strict=True)]
         starts = [float(record.steps[0]) for record, values in zip(records, series, strict=True) if len(values)]

@@ -16,7 +16,7 @@ import numpy as np
 from hyperstack.reports.markup import printable
 from hyperstack.reports.panels import Panel, drawable
 from hyperstack.reports.terminal import missing
-from hyperstack.reports.text import number
+from hyperstack.reports.text import number, shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,6 +36,7 @@ VARIABLES = {
 WIDTH, HEIGHT = 5.6, 2.4  # inches of a panel
 LEFT, RIGHT, BOTTOM, TOP = 0.8, 0.32, 0.42, 0.3  # inches of it around the axes
 ROWS = 80  # of panels, which at 150 dots an inch make the highest picture
+ENTRY, NAMED, LONGEST = 0.17, 100, 90  # of the legend: inches of a line, the most runs, characters of a name
 STYLE: dict[str, Any] = {
     "axes.edgecolor": FAINT,
     "axes.facecolor": "none",
@@ -73,8 +74,8 @@ STYLE: dict[str, Any] = {
 def svg(panels: Sequence[Panel], legend: bool = True, across: int = 1) -> str:
     """Panels as one SVG element, to stand in a page: text as text, nothing from outside, colours as variables.
 
-    legend: whether the first panel names its lines, if it has several. across: how many times as wide as others a
-    single panel is.
+    legend: whether the runs are named above, if there are several. across: how many times as wide as others a single
+    panel is.
 
     Raises InputError where matplotlib, of the extra `plots`, is not installed.
     """
@@ -115,20 +116,29 @@ def _figure(panels: Sequence[Panel], legend: bool, across: int) -> Figure:
     columns = across if count == 1 else 2 * -(-count // ROWS // 2)
     across = columns if count % 2 else 1  # of the first panel
     rows = -(-(count - 1 + across) // columns)
-    figure = Figure((WIDTH * columns, HEIGHT * rows))
+    named = panels[0].lines[:NAMED] if legend and panels[0].several else []
+    total = HEIGHT * rows + ENTRY * -(-len(named) // columns)
+    figure = Figure((WIDTH * columns, total))
     FigureCanvasAgg(figure)
     for i, panel in enumerate(panels):
         place = i + across - 1 if i else 0
         left, bottom = place % columns * WIDTH + LEFT, (rows - 1 - place // columns) * HEIGHT + BOTTOM
         wide, high = WIDTH * (1 if i else across) - LEFT - RIGHT, HEIGHT - BOTTOM - TOP
-        axes = figure.add_axes(
-            (left / columns / WIDTH, bottom / rows / HEIGHT, wide / columns / WIDTH, high / rows / HEIGHT)
-        )
+        axes = figure.add_axes((left / columns / WIDTH, bottom / total, wide / columns / WIDTH, high / total))
         _draw(axes, panel)
-        if legend and i == 0 and len(panel.lines) > 1:
-            for handle in axes.legend(fontsize=7.5, loc="best", handlelength=2.6).get_lines():
-                handle.set_marker("None")
+        if named and i == 0:
+            _name(figure, axes, len(named), columns)
     return figure
+
+
+def _name(figure: Figure, axes: Axes, count: int, columns: int) -> None:
+    """The legend of these axes, above all of the panels, where it hides nothing."""
+    drawn, names = (found[:count] for found in axes.get_legend_handles_labels())
+    short = [shortened(str(name), LONGEST) for name in names]
+    place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (0.0, 1.0), "borderaxespad": 0.0}
+    legend = figure.legend(drawn, short, **place, ncols=columns, fontsize=7.5, handlelength=2.6, labelspacing=0.3)
+    for handle in legend.get_lines():
+        handle.set_marker("None")
 
 
 def _draw(axes: Axes, panel: Panel) -> None:
@@ -141,7 +151,8 @@ def _draw(axes: Axes, panel: Panel) -> None:
         axes.text(0.5, 0.5, "nothing to draw", transform=axes.transAxes, ha="center", va="center", color=FAINT)
     elif panel.log:
         axes.set_yscale("log", nonpositive="mask")
-    for i, (line, values) in enumerate(zip(panel.lines, shown, strict=True)):
+    for line, values in zip(panel.lines, shown, strict=True):
+        i = line.place
         axes.plot(
             line.steps,
             values,

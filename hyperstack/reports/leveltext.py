@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+
+from hyperstack.telemetry.record import parts
 
 
 def rule_name(text: str) -> str:
@@ -16,9 +18,21 @@ def clips(text: str) -> bool:
     return any(name == "clip" for name, _ in _arguments(text))
 
 
+def is_clipped(key: str, levels: Sequence[str], clipped: float | None) -> bool:
+    """Whether the level above may clip the hypergradients of a key; `clipped`: in what share of the steps it was."""
+    above = parts(key)[1] + 1
+    return bool(clipped) or any(clips(text) for text in levels[above : above + 1])
+
+
 def per_tensor(text: str) -> set[str]:
     """The hyperparameters of this level that have one number a tensor."""
     return {name for name, value in _arguments(text) if "per_tensor" in _called(value)}
+
+
+def is_norm(key: str, levels: Sequence[str]) -> bool:
+    """Whether what is recorded as the hypergradient of a key is a norm, as it is where there is one number a tensor."""
+    _, level, name = parts(key)
+    return any(name in per_tensor(text) for text in levels[level : level + 1])
 
 
 def _arguments(text: str) -> Iterator[tuple[str, ast.expr]]:

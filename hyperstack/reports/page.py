@@ -10,8 +10,10 @@ from hyperstack.errors import InputError
 from hyperstack.reports import sections
 from hyperstack.reports.markup import Html, element, joined
 from hyperstack.reports.panels import panels
+from hyperstack.reports.reading import reading
 
 if TYPE_CHECKING:
+    from hyperstack.reports.groups import Group
     from hyperstack.reports.run import Run
 
 FEW = 5  # pictures of a fragment: the loss and two hyperparameters
@@ -52,7 +54,7 @@ body.hyperstack { margin: 0; }
   border-bottom: 1px solid var(--rule); background: none; }
 .hyperstack thead th { color: var(--faint); font-weight: 500; }
 .hyperstack th:first-child { text-align: left; padding-left: 0; }
-.hyperstack .runs :is(th, td):nth-child(3) { text-align: left; }
+.hyperstack .runs :is(th, td):nth-child(3), .hyperstack .groups :is(th, td):nth-child(2) { text-align: left; }
 .hyperstack .panels { display: grid; gap: 1rem;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 27rem), 1fr)); }
 .hyperstack figure { margin: 0; min-width: 0; }
@@ -88,11 +90,16 @@ def page(title: str, *sections: str) -> str:
 
 
 def report(
-    runs: Sequence[tuple[str, Run]], keys: Sequence[str] | None = None, log: bool = True, sentences: Sequence[str] = ()
+    runs: Sequence[tuple[str, Run]],
+    keys: Sequence[str] | None = None,
+    log: bool = True,
+    sentences: Sequence[str] = (),
+    groups: Sequence[Group] = (),
 ) -> str:
     """A page about one run, or one that compares several, each with its label.
 
-    keys, log: as for `panels`. sentences: what the figures say, in words.
+    keys, log: as for `panels`. sentences: what the figures say, in words. groups: of the runs, where seeds are to be
+    taken together.
 
     Raises InputError where matplotlib, of the extra `plots`, is not installed.
     """
@@ -107,12 +114,16 @@ def report(
         for label, run in runs
     ]
     title = f"{len(runs)} runs compared"
-    return page(title, sections.comparison(runs), sections.reading(sentences), drawn, *each)
+    together = sections.means(groups)
+    return page(title, together, sections.comparison(runs), sections.reading(sentences), drawn, *each)
 
 
 def fragment(run: Run) -> str:
-    """A run as a notebook shows it: what it was, its tables, and where matplotlib is installed its first pictures."""
-    shown = [sections.heading(run), sections.hyperparameters(run)]
+    """A run as a notebook shows it: what it was, what is remarkable, its tables, and where matplotlib is installed its
+    first pictures.
+    """
+    words = sections.reading([remark.text for remark in reading(run)])
+    shown = [sections.heading(run), words, sections.hyperparameters(run)]
     with suppress(InputError):  # without pictures where they cannot be drawn
         shown.append(sections.pictures(panels([("", run)], None, True)[:FEW], [""]))
     return element("div", Html(f"<style>{STYLE}</style>"), *shown, class_="hyperstack")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,7 +23,8 @@ DECADES = 2  # powers of ten between the least and the largest value, from which
 class Line:
     """One run in a panel: `values` over `steps`; what is NaN is a gap.
 
-    `least`, `largest`: of the steps whose mean a value is; None where each is one step.
+    `least`, `largest`: of the steps whose mean a value is; None where each is one step. `place`: which of the runs it
+    is, from 0, so that a run looks the same in every panel, also where others are missing.
     """
 
     label: str
@@ -31,16 +32,21 @@ class Line:
     values: Column
     least: Column | None = None
     largest: Column | None = None
+    place: int = 0
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture: `title` names what is shown, `unit` what its vertical axis counts; `log`: a logarithmic axis."""
+    """One picture: `title` names what is shown, `unit` what its vertical axis counts; `log`: a logarithmic axis.
+
+    `several`: whether there is more than one run to tell from others, here or in another panel.
+    """
 
     title: str
     unit: str
     lines: list[Line]
     log: bool
+    several: bool = False
 
 
 def panels(runs: Sequence[tuple[str, Run]], keys: Sequence[str] | None, log: bool) -> list[Panel]:
@@ -86,14 +92,14 @@ def reduced(label: str, steps: Column, values: Column, log: bool, points: int = 
 
 def _panel(title: str, unit: str, runs: Sequence[tuple[str, Run]], column: str, log: bool, norm: bool = False) -> Panel:
     """The panel of one column of all runs that have it."""
-    having = [(label, run) for label, run in runs if column in run]
-    columns = [np.abs(run[column]) if norm else run[column] for _, run in having]
+    having = [(place, label, run) for place, (label, run) in enumerate(runs) if column in run]
+    columns = [np.abs(run[column]) if norm else run[column] for _, _, run in having]
     log = log and _fits_log(columns, norm)
     lines = [
-        reduced(label, run["step"], drawable(values, log), log)
-        for (label, run), values in zip(having, columns, strict=True)
+        replace(reduced(label, run["step"], drawable(values, log), log), place=place)
+        for (place, label, run), values in zip(having, columns, strict=True)
     ]
-    return Panel(title, unit, lines, log)
+    return Panel(title, unit, lines, log, len(runs) > 1)
 
 
 def _fits_log(columns: list[Column], norm: bool) -> bool:

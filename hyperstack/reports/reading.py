@@ -37,6 +37,15 @@ class Remark:
     key: str
     sentence: str
 
+    @property
+    def text(self) -> str:
+        """The sentence behind what it is about."""
+        return f"{self.key}: {self.sentence}"
+
+    def concerns(self, keys: Sequence[str]) -> bool:
+        """Whether it is about one of these keys, or about the loss."""
+        return self.key == "loss" or bool({*self.key.split(", ")} & {*keys})
+
     def as_dict(self) -> dict[str, int | str]:
         """Plain values, ready for JSON."""
         return {"severity": self.severity, "key": self.key, "sentence": self.sentence}

@@ -6,41 +6,44 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hyperstack.reports import figure
+from hyperstack.reports.groups import best, difference
 from hyperstack.reports.markup import Html, element, joined
 from hyperstack.reports.panels import Panel
-from hyperstack.reports.statistics import Statistics, TensorStatistics, statistics, tensor_statistics
-from hyperstack.reports.text import number, percent
+from hyperstack.reports.statistics import Statistics, TensorStatistics, statistics_of, tensor_statistics
+from hyperstack.reports.text import natural, number, percent
 from hyperstack.telemetry.record import parts
 
 if TYPE_CHECKING:
+    from hyperstack.reports.groups import Group
     from hyperstack.reports.run import Run
+    from hyperstack.reports.spread import Spread
 
 MOST = 20  # parameters of the network in a table
-STATES = {"finished": "finished", "running": "still training", "stopped": "stopped before its end"}
 STROKES = ("none", "5 2", "7 2 1 2", "1.5 2", "7 1.5 1.5 1.5")  # as `figure.DASHES`
-HYPERPARAMETER: dict[str, Callable[[Statistics], str]] = {
-    "first": lambda s: number(s.first),
-    "last": lambda s: number(s.last),
-    "min": lambda s: number(s.min),
-    "max": lambda s: number(s.max),
-    "hypergradient median": lambda s: number(s.grad_median, 3),
-    "95 %": lambda s: number(s.grad_95, 3),
-    "largest": lambda s: number(s.grad_max, 3),
-    "at step": lambda s: "-" if s.grad_max_step is None else f"{s.grad_max_step:,}",
-    "threshold": lambda s: number(s.average, 3),
-    "clipped": lambda s: percent(s.clipped or None, 1),
-    "mean factor": lambda s: number(s.factor, 3),
-    "sign flips": lambda s: percent(s.flips, 0),
-    "nan/inf steps": lambda s: f"{s.nonfinite:,}" if s.nonfinite else "-",
-}
-TENSOR: dict[str, Callable[[TensorStatistics], str]] = {
-    "norm median": lambda s: number(s.norm_median, 3),
-    "norm max": lambda s: number(s.norm_max, 3),
-    "clipped": lambda s: percent(s.clipped, 1),
-    "mean factor": lambda s: number(s.factor, 3),
-    "trust ratio median": lambda s: number(s.trust_median, 3),
-    "trust ratio max": lambda s: number(s.trust_max, 3),
-}
+# The titles are those of `hyperstack inspect`.
+HYPERPARAMETER: list[tuple[str, Callable[[Statistics], str]]] = [
+    ("first", lambda s: natural(s.first)),
+    ("last", lambda s: natural(s.last)),
+    ("min", lambda s: natural(s.min)),
+    ("max", lambda s: natural(s.max)),
+    ("hypergradient median", lambda s: number(s.grad_median, 3)),
+    ("95 %", lambda s: number(s.grad_95, 3)),
+    ("max", lambda s: number(s.grad_max, 3)),
+    ("at step", lambda s: "-" if s.grad_max_step is None else f"{s.grad_max_step:,}"),
+    ("average", lambda s: number(s.average, 3)),
+    ("clipped", lambda s: percent(s.clipped, 0)),
+    ("to", lambda s: percent(s.factor, 0)),
+    ("flips", lambda s: percent(s.flips, 0)),
+    ("nan/inf", lambda s: f"{s.nonfinite:,}" if s.nonfinite else "-"),
+]
+TENSOR: list[tuple[str, Callable[[TensorStatistics], str]]] = [
+    ("median norm", lambda s: number(s.norm_median, 3)),
+    ("max norm", lambda s: number(s.norm_max, 3)),
+    ("clipped", lambda s: percent(s.clipped, 0)),
+    ("to", lambda s: percent(s.factor, 0)),
+    ("median trust", lambda s: number(s.trust_median, 3)),
+    ("max trust", lambda s: number(s.trust_max, 3)),
+]
 
 
 def heading(run: Run) -> Html:
@@ -55,10 +58,10 @@ def heading(run: Run) -> Html:
         "epochs": str(summary.get("epochs") or "-"),
         "seed": str(plan.get("seed", "-")),
         "device": str(plan.get("device", "-")),
-        "last written": f"{run.when:%Y-%m-%d %H:%M}",
+        "last written": f"{run.when:%Y-%m-%d %H:%M %Z}".rstrip(),
     }
     shown = [element("div", element("dt", name), element("dd", x)) for name, x in facts.items() if x != "-"]
-    state = element("span", STATES.get(run.state, run.state), class_=f"state {run.state}")
+    state = element("span", run.state, class_=f"state {run.state}")
     title = element("p", element("b", str(plan["task"])), " ", state, class_="task")
     return element("header", title, _tree(run.levels), element("dl", *shown, class_="facts"))
 
@@ -72,7 +75,7 @@ def reading(sentences: Sequence[str]) -> Html:
 
 def hyperparameters(run: Run, keys: Sequence[str] | None = None) -> Html:
     """For each level a table of its hyperparameters; `keys`: only these."""
-    found = {key: s for key, s in statistics(run.record).items() if keys is None or key in keys}
+    found = {key: s for key, s in statistics_of(run.record, run.levels).items() if keys is None or key in keys}
     texts = dict(enumerate(run.levels))
     tables = []
     for place in dict.fromkeys(parts(key)[:2] for key in found):
@@ -104,13 +107,43 @@ def pictures(panels: Sequence[Panel], runs: Sequence[str]) -> Html:
     return element("section", element("h2", "Pictures"), *shown, element("div", *drawn, class_="panels"))
 
 
+def means(groups: Sequence[Group]) -> Html:
+    """A table with a row for each group: what it is, and what its finished runs came to, mean ± standard deviation."""
+    if not any(len(group.runs) > 1 for group in groups):
+        return Html()
+    winners = best(groups)
+    rows = []
+    for group in groups:
+        rival = next((winner for winner in winners if winner.task == group.task), None)
+        above = difference(group, rival) if rival and group is not rival else None
+        error, loss, time = (group.spread(name) for name in ("test_error", "train_loss", "seconds"))
+        over = "-" if above is None else f"{100 * above[0]:+.2f}"
+        over += "" if above is None or above[1] is None else f" ± {100 * above[1]:.2f}"
+        cells = [group.runs[0].stack, ", ".join(map(str, group.seeds)) or "-", str(len(group.finished))]
+        cells += [_spread(error, lambda x: f"{100 * x:.2f}"), "best" if group is rival else over]
+        cells += [_spread(loss, number, lambda x: number(x, 2)), _spread(time, lambda x: f"{x:,.1f}")]
+        rows.append(element("tr", element("th", group.letter, scope="row"), *(element("td", x) for x in cells)))
+    titles = ("group", "stack", "seeds", "finished", "test error, %", "over best, pp", "train loss", "time, s")
+    top = element("tr", *(element("th", title, scope="col") for title in titles))
+    caption = element("caption", "mean ± sample standard deviation over the finished runs; over best: ± standard error")
+    table = element("table", caption, element("thead", top), element("tbody", *rows), class_="groups")
+    return element("section", element("div", table, class_="scroll"))
+
+
+def _spread(s: Spread, show: Callable[[float], str], deviation: Callable[[float], str] | None = None) -> str:
+    """Mean and standard deviation, which is shown as the mean if not said otherwise."""
+    if s.mean is None:
+        return "-"
+    return show(s.mean) if s.std is None else f"{show(s.mean)} ± {(deviation or show)(s.std)}"
+
+
 def comparison(runs: Sequence[tuple[str, Run]]) -> Html:
     """A table with a row for each run: what it was, and what came of it."""
     titles = ("run", "task", "stack", "seed", "state", "test error", "train loss", "steps", "time")
     rows = []
     for i, (label, run) in enumerate(runs):
         summary = run.summary or {}
-        cells = [str(run.plan["task"]), run.stack, str(run.plan.get("seed", "-")), STATES.get(run.state, run.state)]
+        cells = [str(run.plan["task"]), run.stack, str(run.plan.get("seed", "-")), run.state]
         cells += [percent(summary.get("test_error")), number(summary.get("train_loss"))]
         cells += [f"{summary['steps']:,}", f"{summary['seconds']:,.1f} s"] if summary else ["-", "-"]
         rows.append(element("tr", element("th", _entry(i, label), scope="row"), *(element("td", x) for x in cells)))
@@ -131,13 +164,15 @@ def _tree(levels: list[str]) -> Html:
     return tree
 
 
-def _table(caption: Html, first: str, rows: dict[str, Any], columns: dict[str, Callable[[Any], str]]) -> Html:
+def _table(
+    caption: Html, first: str, rows: dict[str, Any], columns: Sequence[tuple[str, Callable[[Any], str]]]
+) -> Html:
     """A table of statistics; columns that have nothing to say are left out."""
-    cells = {title: [show(s) for s in rows.values()] for title, show in columns.items()}
-    cells = {title: column for title, column in cells.items() if set(column) != {"-"}}
-    top = element("tr", *(element("th", title, scope="col") for title in (first, *cells)))
+    cells = [(title, [show(s) for s in rows.values()]) for title, show in columns]
+    cells = [(title, column) for title, column in cells if set(column) != {"-"}]
+    top = element("tr", *(element("th", title, scope="col") for title in (first, *(title for title, _ in cells))))
     body = [
-        element("tr", element("th", name, scope="row"), *(element("td", column[i]) for column in cells.values()))
+        element("tr", element("th", name, scope="row"), *(element("td", column[i]) for _, column in cells))
         for i, name in enumerate(rows)
     ]
     table = element("table", element("caption", caption), element("thead", top), element("tbody", *body))

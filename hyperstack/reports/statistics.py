@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from hyperstack.reports.leveltext import is_clipped, is_norm
 from hyperstack.telemetry.record import Column, Record
 
 
@@ -71,6 +73,18 @@ def tensor_statistics(record: Record) -> dict[str, TensorStatistics]:
 def statistics(record: Record) -> dict[str, Statistics]:
     """The statistics of every recorded hyperparameter, by key."""
     return {key: _of(record, key) for key in record.keys}
+
+
+def statistics_of(record: Record, levels: Sequence[str]) -> dict[str, Statistics]:
+    """The same of a run with this stack, level by level, without what has no meaning there.
+
+    `clipped` is None where nothing clips, and `flips` where a norm was recorded, which has no sign.
+    """
+    found = statistics(record)
+    for key, s in found.items():
+        clipped = s.clipped if is_clipped(key, levels, s.clipped) else None
+        found[key] = replace(s, clipped=clipped, flips=None if is_norm(key, levels) else s.flips)
+    return found
 
 
 def finite(values: Column) -> Column:

@@ -34,17 +34,17 @@ def plot(panel: Panel, width: int, height: int, color: bool, ascii_only: bool = 
     except ImportError:
         raise missing("uniplot") from None
 
-    several = len(panel.lines) > 1
+    several = panel.several
     curves = [_curve(line, panel.log, width if several else 2 * width) for line in panel.lines]
     known = np.concatenate([heights[np.isfinite(heights)] for _, heights in curves])
-    marks, colors = ([all_[i % len(all_)] for i in range(len(curves))] for all_ in (list(MARKS), list(COLORS)))
+    marks, colors = ([looks[line.place % len(looks)] for line in panel.lines] for looks in (list(MARKS), list(COLORS)))
     scale = ", log axis" if panel.log else ""
     drawn = [shortened(printable(f"{panel.title}: {panel.unit}{scale}, by step"), width)]
     if not len(known):
         drawn.append(shortened("nothing to draw: no such number was recorded", width))
     else:
         rows = max(1, height - AROUND)
-        (first, last), (low, high) = _ends(np.concatenate([steps for steps, _ in curves])), _ends(known)
+        (first, last), (low, high) = _ends(np.concatenate([line.steps for line in panel.lines])), _ends(known)
         labels = _labels(low, high, rows, panel.log) if width >= LABELLED else [""] * rows
         wide = max(1, width - 2 - max(len(label) + bool(label) for label in labels))
         body = uniplot.plot_to_string(

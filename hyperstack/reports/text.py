@@ -15,6 +15,11 @@ def number(x: float | None, digits: int = 4) -> str:
     return f"{mantissa}e{int(exponent)}" if e else mantissa
 
 
+def natural(x: float | None) -> str:
+    """The value of a hyperparameter, with two digits more near 1: of a decay it counts how near."""
+    return number(x, 6 if x is not None and abs(1 - x) < 0.01 else 4)
+
+
 def percent(x: float | None, digits: int = 2) -> str:
     """A share from 0 to 1 in percent."""
     return "-" if x is None else f"{100 * x:.{digits}f} %"

@@ -16,12 +16,12 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
 from hyperstack.reports.grid import Field, cropped, grid, plain, taken, wrapped
-from hyperstack.reports.leveltext import clips, per_tensor
+from hyperstack.reports.leveltext import per_tensor
 from hyperstack.reports.reading import Remark, reading
 from hyperstack.reports.run import Run
 from hyperstack.reports.series import sparkline
-from hyperstack.reports.statistics import Statistics, TensorStatistics, statistics, tensor_statistics
-from hyperstack.reports.text import number, percent
+from hyperstack.reports.statistics import Statistics, TensorStatistics, statistics_of, tensor_statistics
+from hyperstack.reports.text import natural, number, percent
 from hyperstack.telemetry.record import Record, parts
 
 REMARKS = 6  # sentences that are shown
@@ -51,8 +51,8 @@ class View:
         shown = [key for key in chosen if self.most is None or parts(key)[1] < self.most]
         lines = [*_header(self.run, record, width, self.most), Text()]
         if record.keys:
-            found = statistics(record)
-            remarks = [r for r in reading(self.run, record, found) if self.keys is None or _concerns(r, chosen)]
+            found = statistics_of(record, self.run.levels)
+            remarks = [r for r in reading(self.run, record, found) if self.keys is None or r.concerns(chosen)]
             lines += [*_reading(remarks, len(record), width), Text()]
             lines += _keys(self.run, record, {key: found[key] for key in shown}, width, self.log, ascii_only)
             if len(shown) < len(chosen):
@@ -84,7 +84,7 @@ def _header(run: Run, record: Record, width: int, most: int | None) -> list[Text
     lines += _tree(run, record, width, most)
     rows = f"{len(run.record):,}"
     steps = (
-        f"{summary['steps']:,} steps ({rows} recorded), {summary['seconds']:.1f} s"
+        f"{summary['steps']:,} steps ({rows} recorded), {summary['seconds']:,.1f} s"
         if summary
         else (f"{rows} steps recorded so far")
     )
@@ -131,17 +131,13 @@ def _tree(run: Run, record: Record, width: int, most: int | None) -> list[Text]:
 # ---- what is remarkable
 
 
-def _concerns(remark: Remark, keys: Sequence[str]) -> bool:
-    return remark.key == "loss" or bool({*remark.key.split(", ")} & {*keys})
-
-
 def _reading(remarks: Sequence[Remark], rows: int, width: int) -> list[Text]:
     if not remarks:
         return wrapped(f"reading: nothing remarkable in {rows:,} recorded steps", width)
     lines = wrapped("reading", width, style="bold")
     for remark in remarks[:REMARKS]:
         mark, style = MARKS[remark.severity]
-        lines += wrapped(f"{remark.key}: {remark.sentence}", width, f"{mark} ", "   ", style)
+        lines += wrapped(remark.text, width, f"{mark} ", "   ", style)
     if len(remarks) > REMARKS:
         lines += wrapped(f"and {len(remarks) - REMARKS} more: see them with --json", width, "   ", "   ")
     return lines
@@ -169,7 +165,7 @@ def _keys(
 
     some = [found[key] for key in keys]
     values = _values(some, sparks("value", False))
-    grads = _gradients(some, sparks("grad", log), any(_is_clipped(run, key, found[key]) for key in keys))
+    grads = _gradients(some, sparks("grad", log), any(s.clipped is not None for s in some))
     name = Field("", keys, right=False, style="bold")
     together = [name, *values, *grads]
     scale = "log" if log else "linear"
@@ -201,16 +197,11 @@ def _untitled(f: Field) -> Field:
 def _values(found: Sequence[Statistics], draw: Callable[[int], list[str]]) -> list[Field]:
     return [
         Field("value", draw=draw, right=False, style="cyan", rank=2),
-        Field("first", [_value(s.first) for s in found], rank=1),
-        Field("last", [_value(s.last) for s in found], style="bold"),
-        Field("min", [_value(s.min) for s in found], rank=4),
-        Field("max", [_value(s.max) for s in found], rank=4),
+        Field("first", [natural(s.first) for s in found], rank=1),
+        Field("last", [natural(s.last) for s in found], style="bold"),
+        Field("min", [natural(s.min) for s in found], rank=4),
+        Field("max", [natural(s.max) for s in found], rank=4),
     ]
-
-
-def _value(x: float | None) -> str:
-    """With two digits more where it is near 1, as a decay is: what counts is how near."""
-    return number(x, 6 if x is not None and abs(1 - x) < 0.01 else 4)
 
 
 def _gradients(found: Sequence[Statistics], draw: Callable[[int], list[str]], clipped: bool) -> list[Field]:
@@ -230,13 +221,6 @@ def _gradients(found: Sequence[Statistics], draw: Callable[[int], list[str]], cl
     no |= set() if clipped else {"clipped", "to"}
     no |= set() if any(s.nonfinite for s in found) else {"nan/inf"}
     return [f for f in fields if f.title not in no]
-
-
-def _is_clipped(run: Run, key: str, s: Statistics) -> bool:
-    """Whether the level above may clip its hypergradient."""
-    _, level, _ = parts(key)
-    above = run.levels[level + 1 : level + 2]
-    return bool(s.clipped) or any(clips(text) for text in above)
 
 
 def _tensors(tensors: dict[str, TensorStatistics], width: int) -> list[Text]:

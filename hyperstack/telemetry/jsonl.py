@@ -26,7 +26,7 @@ from hyperstack.telemetry.sinks import ANEW, Lines, Rows
 
 FORMAT, VERSION = "hyperstack record", 1
 KEY = re.compile(r"(?:.+\.)?\d{1,4}\.\w+", re.DOTALL)  # as in "0.lr" and "group1.0.lr"
-NAME_A_RUN = "name a folder that hyperstack train made"
+NAME_A_RUN = "name a folder that hyperstack train or hs.record made"
 
 
 class JsonLines(Lines):

@@ -27,6 +27,7 @@ from hyperstack.telemetry.sinks import ANEW
 if TYPE_CHECKING:
     import torch
 
+ANOTHER, ONWARD = "choose another --out", "continue that run with --resume"
 # What readers of a summary rely on; there is more in the file.
 NUMBER = (float, type(None))  # null where it is not finite
 SUMMARY: dict[str, type | tuple[type, ...]] = {
@@ -52,28 +53,31 @@ class RunFolder:
         return self.path / "record.jsonl"
 
     @classmethod
-    def check_free(cls, path: Path) -> None:
-        """An InputError if anything lies in `path` already; nothing is made."""
+    def check_free(cls, path: Path, another: str = ANOTHER, onward: str = ONWARD) -> None:
+        """An InputError if anything lies in `path` already; nothing is made.
+
+        another, onward: what the error is to advise, for those who do not use the command line.
+        """
         try:
             taken = path.exists() and (not path.is_dir() or any(path.iterdir()))
         except OSError as error:
-            raise InputError(f"cannot read {path}", why=str(error.strerror), instead="choose another --out") from None
+            raise InputError(f"cannot read {path}", why=str(error.strerror), instead=another) from None
         if taken:
             raise InputError(
                 f"{path} exists already",
                 why="a run is never overwritten",
-                instead="choose another --out, or continue that run with --resume",
+                instead=f"{another}, or {onward}",
             )
 
     @classmethod
-    def create(cls, path: Path) -> RunFolder:
+    def create(cls, path: Path, another: str = ANOTHER, onward: str = ONWARD) -> RunFolder:
         """A new, empty run folder; one that exists with anything in it is an InputError."""
-        cls.check_free(path)
+        cls.check_free(path, another, onward)
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             why = str(error.strerror)
-            raise InputError(f"cannot make the folder {path}", why=why, instead="choose another --out") from None
+            raise InputError(f"cannot make the folder {path}", why=why, instead=another) from None
         return cls(path)
 
     @classmethod

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import re
 from collections.abc import Sequence
@@ -12,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hyperstack_cli.pictures import picture_options, show_pictures
-from hyperstack_cli.screen import RUN, err, out
-from hyperstack_cli.selection import chosen, key_option, steps_option
+from hyperstack_cli.pictures import one_output, picture_options, show_pictures
+from hyperstack_cli.screen import RUN, as_text, err, out
+from hyperstack_cli.selection import chosen, key_option, level_option, log_option, steps_option
 
 if TYPE_CHECKING:
     from hyperstack.reports.groups import Group
@@ -26,6 +24,7 @@ Examples:
   hyperstack compare runs --sort error
   hyperstack compare runs --key "0.*" --steps :500
   hyperstack compare runs --plot --key lr
+  hyperstack compare runs --level 0 --linear
   hyperstack compare runs --html compared.html
   hyperstack compare runs --json
 
@@ -37,15 +36,19 @@ that none has.
 
 @click.command(short_help="Show runs side by side.", epilog=EPILOG)
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=RUN)
+@level_option
 @key_option
 @steps_option
+@log_option
 @click.option("--sort", type=click.Choice(["error", "time", "name"]), help="Order of the groups.  [default: as given]")
 @click.option("--json", "as_json", is_flag=True, help="The same as JSON, for programs.")
 @picture_options
 def command(
     runs: tuple[Path, ...],
+    wanted: tuple[int, ...],
     patterns: tuple[str, ...],
     span: tuple[int | None, int | None] | None,
+    log: bool,
     sort: str | None,
     as_json: bool,
     **pictures: Any,
@@ -58,8 +61,7 @@ def command(
 
     \b
     finished    runs that the means are of
-    cut short   runs that were interrupted; killed: without an end, and no
-                process writes them
+    stopped     runs without an end that no process writes: they were killed
     over best   test error above the best group's, in percentage points (pp),
                 ± the standard error of that difference
     curve       of the first seed, all groups on one scale of height and steps,
@@ -75,25 +77,30 @@ def command(
     from hyperstack.reports.groups import best, grouped, keys_of
     from hyperstack_cli.comparison import Comparison, remarks
 
+    one_output(pictures["plot"], as_json)
     found, left_out = _read(runs)
     groups = grouped(_cut(found, span) if span else found, sort)
-    keys = chosen(keys_of(groups), patterns)
+    keys = chosen(keys_of(groups), max(len(run.levels) for run in found), wanted, patterns)
     labelled = [pair for group in groups for pair in group.labelled]
-    drawn = show_pictures(labelled, keys if patterns else None, log=True, sentences=remarks(groups), **pictures)
-    if drawn and not as_json:
-        return
+    console = out()
+    comparison = Comparison(console, groups, keys, log)
+    if pictures["plot"]:
+        comparison.legend()
+        console.print()
+    drawn = show_pictures(
+        labelled, keys if patterns or wanted else None, log, sentences=remarks(groups), groups=groups, **pictures
+    )
     if as_json:
         content: dict[str, Any] = {"groups": [_group(group, keys) for group in groups]}
         content |= {"best": [group.letter for group in best(groups)], "remarks": remarks(groups)}
-        click.echo(json.dumps(_finite({**content, "left_out": left_out}), allow_nan=False))
+        click.echo(as_text({**content, "left_out": left_out}))
         return
-    console = out()
-    comparison = Comparison(console, groups, keys)
-    comparison.show()
-    if notes := remarks(groups):
-        console.print()
-        for note in notes:
-            comparison.say(note)
+    if not drawn:
+        comparison.show()
+        if notes := remarks(groups):
+            console.print()
+            for note in notes:
+                comparison.say(note)
     for path, problem in left_out.items():
         err().print(f"left out {path}: {problem}", soft_wrap=True)
 
@@ -162,12 +169,3 @@ def _group(group: Group, keys: list[str]) -> dict[str, Any]:
 def _natural(text: str) -> list[tuple[int, str]]:
     """By which names are ordered: run-2 before run-10."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d{1,15})", text)]
-
-
-def _finite(content: Any) -> Any:
-    """The same with null in the place of what is not finite."""
-    if isinstance(content, dict):
-        return {name: _finite(value) for name, value in content.items()}
-    if isinstance(content, list):
-        return [_finite(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content

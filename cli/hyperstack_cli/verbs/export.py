@@ -49,13 +49,20 @@ Exit status: 0 written, 1 the disk is full, 2 wrong input.
     show_default="standard output",
 )
 def command(run: Path, form: str, target: Path | None) -> None:
-    """Write one row a recorded step of RUN, a folder that `hyperstack train` made.
+    """Write one row a recorded step of RUN, a folder that `hyperstack train` or `hs.record` made.
 
     \b
     step, loss   the step, from 1, and its training loss before the update
     KEY.value    a hyperparameter after the step; KEY is LEVEL.NAME as in 0.lr
     KEY.grad     its hypergradient in that step, before clipping
     KEY.clip     the factor by which that was clipped, 1 where it was not
+    KEY.average  where it is clipped by the cumulative average of its norm:
+                 that average after the step
+    loss.bound   under ALRC: the bound on single losses; loss.limited, the
+                 share of the step's losses that were limited
+    @NAME.norm   where the primary level clips: the norm of this parameter's
+                 gradient; @NAME.clip, the factor; under a layer-wise rule
+                 @NAME.trust_ratio, the trust ratio as it was applied
 
     The hypergradient is that of the raw tensor: of log(value) for a value that is learned as log. Where there is one
     number a tensor, value is their mean and grad the norm of their hypergradients. Not-a-number is null in JSON lines

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hyperstack_cli.pictures import picture_options, show_pictures
-from hyperstack_cli.screen import RUN, Whole, out
-from hyperstack_cli.selection import chosen, key_option, steps_option
+from hyperstack_cli.pictures import one_output, picture_options, show_pictures
+from hyperstack_cli.screen import RUN, as_text, out
+from hyperstack_cli.selection import chosen, key_option, level_option, log_option, steps_option
 
 if TYPE_CHECKING:
     from hyperstack.reports.run import Run
@@ -36,17 +35,10 @@ TALL = 12  # levels that are shown on a terminal unless one asks for more
 
 @click.command(short_help="Show what the tower did in a run, and what to change.", epilog=EPILOG)
 @click.argument("run", type=RUN)
-@click.option(
-    "--level",
-    "wanted",
-    multiple=True,
-    type=Whole(0),
-    metavar="K",
-    help="Only level K, counted from 0; may be given several times.",
-)
+@level_option
 @key_option
 @steps_option
-@click.option("--log/--linear", default=True, help="The scale of the hypergradients' curves; --log if not given.")
+@log_option
 @click.option("--json", "as_json", is_flag=True, help="The same as JSON, for programs, with every sentence.")
 @picture_options
 def command(
@@ -89,32 +81,22 @@ def command(
     from hyperstack.reports.run import load_run
     from hyperstack.reports.view import View
 
+    one_output(pictures["plot"], as_json)
     found = load_run(run)
     record = _between(found, span)
-    keys = _chosen(found, wanted, patterns)
+    keys = chosen(found.record.keys, len(found.levels), wanted, patterns)
     everything = not wanted and not patterns
-    sentences = [remark.sentence for remark in reading(found, record)] if pictures["html"] else []
+    remarks = reading(found, record) if pictures["html"] else []
+    sentences = [remark.text for remark in remarks if everything or remark.concerns(keys)]
     part = [(str(run), replace(found, record=record))]
     if show_pictures(part, None if everything else keys, log, sentences=sentences, **pictures) and not as_json:
         return
     if as_json:
-        click.echo(json.dumps(_plain(found, record, keys)))
+        click.echo(as_text(_plain(found, record, keys)))
         return
     console = out()
     most = TALL if console.is_terminal and everything else None
     console.print(View(found, record, None if everything else keys, log, most))
-
-
-def _chosen(run: Run, wanted: Sequence[int], patterns: Sequence[str]) -> list[str]:
-    """The keys of these levels that match one of these patterns."""
-    from hyperstack.errors import InputError
-    from hyperstack.telemetry.record import parts
-
-    known = run.record.keys
-    height = max([len(run.levels), *(parts(key)[1] + 1 for key in known)])
-    if beyond := [k for k in wanted if k >= height]:
-        raise InputError(f"there is no level {beyond[0]}", instead=f"the levels are 0 to {height - 1}")
-    return [key for key in chosen(known, patterns) if not wanted or parts(key)[1] in wanted]
 
 
 def _between(run: Run, span: tuple[int | None, int | None] | None) -> Record:
@@ -133,9 +115,9 @@ def _between(run: Run, span: tuple[int | None, int | None] | None) -> Record:
 
 def _plain(run: Run, record: Record, keys: Sequence[str]) -> dict[str, object]:
     from hyperstack.reports.reading import reading
-    from hyperstack.reports.statistics import statistics, tensor_statistics
+    from hyperstack.reports.statistics import statistics_of, tensor_statistics
 
-    steps, found = record.steps, statistics(record)
+    steps, found = record.steps, statistics_of(record, run.levels)
     return {
         "path": str(run.path),
         "when": run.when.isoformat(),

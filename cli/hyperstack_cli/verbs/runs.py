@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hyperstack.reports.text import percent, printable, shortened
-from hyperstack_cli.screen import Whole, out
+from hyperstack_cli.screen import Whole, as_text, out
 
 if TYPE_CHECKING:
     from hyperstack.reports.listing import Entry
@@ -72,7 +71,7 @@ def command(
     ]
     shown = found[:limit]
     if as_json:
-        click.echo(json.dumps([_finite(entry.as_dict()) for entry in shown], allow_nan=False))
+        click.echo(as_text([entry.as_dict() for entry in shown]))
         return
     console = out()
     ascii_only = console.options.ascii_only
@@ -155,8 +154,3 @@ def _age(seconds: float) -> str:
 def _number(x: Any) -> float | None:
     """A figure of a summary; None where it is no finite number."""
     return x if isinstance(x, float) and math.isfinite(x) else None
-
-
-def _finite(content: dict[str, Any]) -> dict[str, Any]:
-    """The same with null in the place of what is not finite."""
-    return {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in content.items()}

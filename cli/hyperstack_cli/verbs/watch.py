@@ -51,7 +51,7 @@ def command(run: Path, interval: float | None) -> None:
 
     On a terminal: how many of the planned steps are done, the loss of the latest recorded step, and for each learned
     hyperparameter its value in natural units, its course since the first step, its raw hypergradient before clipping,
-    and the factor that clipping applied. Elsewhere, as in a pipe, a line now and then.
+    and to what share of itself it was clipped. Elsewhere, as in a pipe, a line now and then.
 
     It ends when the run does, and shows the result. Where the process of the run was killed it says so, at which step,
     and how to go on. It may begin before the run has a record, and it follows a run that is resumed meanwhile.
@@ -140,7 +140,7 @@ class _Live:
         from hyperstack_cli.tower import TowerView, headline
 
         self.view, self.seen = TowerView(console, plan, _planned(plan)), (-1, -1)
-        console.print(headline(plan, console.width))
+        console.print(headline(plan, console))
         self.live: Live = Live(console=console, auto_refresh=False, transient=False)
 
     def __enter__(self) -> _Live:
@@ -168,7 +168,7 @@ class _Lines:
 
         self.console, self.interval, self.total = console, interval, _planned(plan)
         self.due, self.step, self.restarts = 0.0, -1.0, 0
-        console.print(headline(plan, console.width), soft_wrap=True)
+        console.print(headline(plan, console), soft_wrap=True)
 
     def __enter__(self) -> _Lines:
         return self
@@ -186,13 +186,13 @@ class _Lines:
 
     def end(self, follower: Follower) -> None:
         """A line, where there is something new."""
-        from hyperstack.reports.text import number
+        from hyperstack.reports.text import natural, number
 
         row = follower.last
         if not row or row["step"] == self.step:
             return
         self.due, self.step = time.monotonic() + self.interval, row["step"]
         place = f"step {int(row['step']):,}" + (f"/{self.total:,}" if self.total else "")
-        values = [f"{c.removesuffix('.value')} {number(x)}" for c, x in row.items() if c.endswith(".value")]
+        values = [f"{c.removesuffix('.value')} {natural(x)}" for c, x in row.items() if c.endswith(".value")]
         self.console.print("  ".join([place, f"loss {number(row['loss'])}", *values]), soft_wrap=True)
         self.console.file.flush()
