@@ -431,7 +431,7 @@ def test_a_run_that_was_killed(tmp_path, runs):
     assert re.search(r"^  running +1 ", ok("compare", path, runs), re.MULTILINE)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert re.search(r"^  killed +1 ", ok("compare", path, runs), re.MULTILINE)
+    assert re.search(r"^  stopped +1 ", ok("compare", path, runs), re.MULTILINE)
     rows = record.read_bytes().splitlines(keepends=True)[1:]
     whole = [json.loads(row) for row in rows if row.endswith(b"\n")]
     found = json.loads(ok("compare", path, "--json"))["groups"][0]
