@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -15,6 +15,7 @@ import click
 from hyperstack_cli.screen import err, out
 
 if TYPE_CHECKING:
+    from hyperstack.reports.panels import Panel
     from hyperstack.reports.run import Run
 
 HIGH = 18  # lines of a plot in the terminal
@@ -22,18 +23,23 @@ HIGH = 18  # lines of a plot in the terminal
 Verb = TypeVar("Verb", bound=Callable[..., object])
 
 
+def plot_options(verb: Verb) -> Verb:
+    """Add `--plot` and `--png FILE` to a verb, as parameters `plot` and `png`."""
+    plot = click.option("--plot", is_flag=True, help="Draw the curves in the terminal, with axes.")
+    a_file = click.Path(path_type=Path)
+    png = click.option("--png", type=a_file, metavar="FILE", help="Draw the curves into FILE, a new picture.")
+    return plot(png(verb))
+
+
 def picture_options(verb: Verb) -> Verb:
     """Add `--plot`, `--png FILE` and `--html FILE` to a verb, as parameters `plot`, `png` and `html`."""
-    a_file = click.Path(path_type=Path)
-    plot = click.option("--plot", is_flag=True, help="Draw the curves in the terminal, with axes.")
-    png = click.option("--png", type=a_file, metavar="FILE", help="Draw the curves into FILE, a new picture.")
     html = click.option(
         "--html",
-        type=a_file,
+        type=click.Path(path_type=Path),
         metavar="FILE",
         help="Write FILE, a new page with tables and curves that needs no network.",
     )
-    return plot(png(html(verb)))
+    return plot_options(html(verb))
 
 
 def show_pictures(
@@ -55,10 +61,25 @@ def show_pictures(
     """
     from hyperstack.reports.panels import panels
 
-    files = [file for file in (png, html) if file is not None]
-    _check_free(files)
-    if files or plot:
-        shown = panels(runs, keys, log)
+    def page() -> bytes:
+        from hyperstack.reports.page import report
+
+        return report(runs, keys, log, sentences).encode()
+
+    return show_panels(lambda: panels(runs, keys, log), plot=plot, png=png, pages={html: page} if html else {})
+
+
+def show_panels(
+    made: Callable[[], Sequence[Panel]],
+    *,
+    plot: bool,
+    png: Path | None,
+    pages: Mapping[Path, Callable[[], bytes]] | None = None,
+) -> bool:
+    """Draw panels in the terminal and into a file, and write pages, as `show_pictures`; `made` makes the panels."""
+    pages = pages or {}
+    check_free([file for file in (png, *pages) if file is not None])
+    shown = made() if plot or png else []
     contents: dict[Path, bytes] = {}
     if png is not None:
         from hyperstack.reports import figure
@@ -66,10 +87,7 @@ def show_pictures(
         buffer = io.BytesIO()
         figure.png(shown, buffer)
         contents[png] = buffer.getvalue()
-    if html is not None:
-        from hyperstack.reports.page import report
-
-        contents[html] = report(runs, keys, log, sentences).encode()
+    contents |= {file: content() for file, content in pages.items()}
     if plot:
         from hyperstack.reports import terminal
 
@@ -89,7 +107,7 @@ def write_new(contents: dict[Path, bytes]) -> None:
     """Write new files, each as a whole, and all of them or none; one that exists already is an InputError."""
     from hyperstack.errors import write_error
 
-    _check_free(list(contents))
+    check_free(list(contents))
     made: list[Path] = []
     try:
         for path, content in contents.items():
@@ -124,7 +142,7 @@ def _write(path: Path, content: bytes) -> None:
             temporary.unlink()
 
 
-def _check_free(files: list[Path]) -> None:
+def check_free(files: list[Path]) -> None:
     """An InputError where a file exists, or is named twice, before anything is drawn."""
     from hyperstack.errors import InputError
 

@@ -35,12 +35,17 @@ class Line:
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture: `title` names what is shown, `unit` what its vertical axis counts; `log`: a logarithmic axis."""
+    """One picture: `title` names what is shown, `unit` what its vertical axis counts; `log`: a logarithmic axis.
+
+    `across`: what the horizontal axis counts, the `steps` of the lines; `log_across`: a logarithmic one, all above 0.
+    """
 
     title: str
     unit: str
     lines: list[Line]
     log: bool
+    across: str = "step"
+    log_across: bool = False
 
 
 def panels(runs: Sequence[tuple[str, Run]], keys: Sequence[str] | None, log: bool) -> list[Panel]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shlex
 import sys
 from contextlib import ExitStack
@@ -106,6 +105,7 @@ def command(
     from hyperstack.devices import device_failures, find_device
     from hyperstack.errors import InputError
     from hyperstack.sweep.folder import SweepFolder
+    from hyperstack.sweep.planning import jobs_that_fit
     from hyperstack.sweep.ranks import Ranks
     from hyperstack.tasks import get_task
     from hyperstack.telemetry.runfolder import RunFolder
@@ -127,7 +127,7 @@ def command(
         with device_failures():
             data = chosen.load(data_dir, place, notify)
         folder = ranks.once(lambda: _open(plan, folder, path, kept))
-        _sweep(plan, chosen, data, folder, jobs or _jobs(plan, ranks), ranks, as_json, quiet, notify)
+        _sweep(plan, chosen, data, folder, jobs or jobs_that_fit(plan, ranks.here), ranks, as_json, quiet, notify)
 
 
 def _open(plan: SweepPlan, folder: SweepFolder | None, path: Path | None, kept: ExitStack) -> SweepFolder:
@@ -187,10 +187,6 @@ def _ask(plan: SweepPlan, yes: bool) -> None:
             raise InputError(f"this sweep has {count:,} cells", instead="say that you mean it with --yes")
         click.confirm(f"This sweep has {count:,} cells. Train them all?", abort=True, err=True)
     plan.cells()  # so that a value that does not fit is found before anything is written
-
-
-def _jobs(plan: SweepPlan, ranks: Ranks) -> int:
-    return max(1, (os.cpu_count() or 1) // plan.threads // ranks.here) if plan.device == "cpu" else 1
 
 
 def _sweep(
