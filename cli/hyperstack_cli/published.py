@@ -26,7 +26,10 @@ def list_experiments(console: Console, experiments: list[Experiment]) -> None:
     for each in experiments:
         place = f"{each.source.authors.partition(',')[0]}: {each.source.place}"
         table.add_row(each.name, f"{each.title}. {place}. {each.data}", duration(each.hours))
-    console.print(table)
+    with console.capture() as captured:
+        console.print(table)
+    for line in captured.get().splitlines():
+        console.print(line.rstrip(), soft_wrap=True)
 
 
 def duration(hours: float) -> str:
@@ -132,8 +135,9 @@ def _figures(part: dict[str, Any], digits: int) -> Table:
 def pictures(found: dict[str, Any]) -> list[Panel]:
     """A panel for each part with a grid: measured figures against its values, with intervals, and published ones."""
     panels = []
+    most = 100.0 if found["unit"] == "%" else math.inf
     for part in found["parts"]:
-        lines = [line for series in part["series"] if series["name"] for line in _lines(part, series)]
+        lines = [line for series in part["series"] if series["name"] for line in _lines(part, series, most)]
         if lines:
             values = np.concatenate([line.steps for line in lines])
             name = next(series["name"] for series in part["series"] if series["name"])
@@ -143,12 +147,13 @@ def pictures(found: dict[str, Any]) -> list[Panel]:
     return panels
 
 
-def _lines(part: dict[str, Any], series: dict[str, Any]) -> Iterator[Line]:
+def _lines(part: dict[str, Any], series: dict[str, Any], most: float) -> Iterator[Line]:
     rows = sorted((r for r in part["rows"] if r["series"] == series["label"]), key=lambda row: row["value"])
     steps, means = _column(row["value"] for row in rows), _column(row["mean"] for row in rows)
     halves = np.nan_to_num(_column(row["half"] for row in rows))
     if np.isfinite(means).any():
-        yield Line(f"{series['label']}, measured", steps, means, means - halves, means + halves)
+        ends = (np.clip(means + sign * halves, 0, most) for sign in (-1, 1))
+        yield Line(f"{series['label']}, measured", steps, means, *ends)
     published = _column(row["published"] for row in rows)
     if np.isfinite(published).any():
         yield Line(f"{series['label']}, published", steps, published)

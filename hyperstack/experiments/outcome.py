@@ -12,6 +12,7 @@ from hyperstack.experiments.verdicts import INCONCLUSIVE, NOT_REPRODUCED, RULE, 
 from hyperstack.experiments.work import Asked, Results, share
 from hyperstack.reports.text import number
 from hyperstack.sweep.planning import SweepPlan
+from hyperstack.telemetry.summary import versions
 
 Figures = dict[tuple[str, float | None], dict[int, float | None]]
 
@@ -30,6 +31,7 @@ def outcome(experiment: Experiment, asked: Asked, parts: Sequence[tuple[Part, Sw
         "note": asked.note,
         "remarks": list(experiment.remarks),
         "rule": list(RULE),
+        "versions": versions(),
         "parts": [_part(experiment, part, plan, found.get(part.name, {})) for part, plan in parts],
         "not_run": [asdict(each) for each in experiment.not_run]
         + [
