@@ -68,7 +68,8 @@ def section(found: dict[str, Any]) -> str:
     source = found["source"]
     said = [f'{source["authors"]}, "{source["title"]}", {source["place"]}. {scale_line(found).capitalize()}.']
     said += [f"**{found['note']}**"] if found["note"] else []
-    blocks = [f"## {found['experiment']}", f"{found['title']}.", " ".join(said)]
+    command = f"```bash\n{found['command']}\n```"
+    blocks = [f"## {found['experiment']}", f"{found['title']}.", " ".join(said), command]
     for part in found["parts"]:
         blocks.append(f"### {part_line(part)}")
         blocks.append("\n".join(f"- {series['label']}: `{series['stack']}`" for series in part["series"]))

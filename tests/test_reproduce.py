@@ -335,6 +335,14 @@ def test_fewer_seeds_are_judged(tiny, tmp_path):
     assert part["rows"][0]["verdict"] == NOT_REPRODUCED
 
 
+def test_more_seeds_than_published(tiny, tmp_path):
+    _, output, _ = command("reproduce", "tiny", "--out", "a", "--jobs", 1, "--seeds", 4)
+    assert "all of the work, with more seeds" in output
+    assert stored(tmp_path / "a")["command"] == "hyperstack reproduce tiny --seeds 4"
+    assert "2 epochs, batches of 32, 4 seeds\n" in output
+    assert stored(tmp_path / "a")["share"] == pytest.approx(4 / 3, abs=1e-4)
+
+
 def test_accuracy_and_final_losses(tiny, tmp_path):
     for measure, figure in (("test accuracy", lambda r: 100 - 100 * r["test_error"]),
                             ("training loss", lambda r: 100 * r["final_loss"])):  # fmt: skip
@@ -472,13 +480,13 @@ def test_images_of_ones_own(tmp_path):
 def test_ended_from_outside(signum, code, tmp_path):
     """Finished runs are kept, the outcome says how many there are, and --resume trains the others alone."""
     program = f"""
-import sys, json
+import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from toy import Toy, Calm, TASKS
 from hyperstack.experiments import experiment
 from hyperstack_cli.main import main
 TASKS.update(toy=Toy, calm=Calm)
-text = json.dumps({changed((*PART, "task"), "toy")})
+text = {changed((*PART, "task"), "toy")!r}
 experiment.names = lambda: ["tiny"]
 experiment.load = lambda name: experiment.read(text, name)
 sys.argv = ["hyperstack", *sys.argv[1:]]

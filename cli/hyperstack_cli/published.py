@@ -67,7 +67,9 @@ def show(console: Console, found: dict[str, Any]) -> None:
 def scale_line(found: dict[str, Any]) -> str:
     """How much of the work was done."""
     done, asked = (sum(part[key] for part in found["parts"]) for key in ("cells_done", "cells"))
-    line = "all of the work" if found["share"] == 1 else f"{number(found['share'], 3)} of the work"
+    line = f"{number(found['share'], 3)} of the work"
+    if found["share"] >= 1:
+        line = "all of the work" + (", with more seeds" if found["share"] > 1 else "")
     fewer = [p for p in found["parts"] if p["epochs"] < p["epochs_published"]]
     line += (
         ": fewer epochs than published, so every verdict is inconclusive" if len(fewer) == len(found["parts"]) else ""
@@ -79,9 +81,8 @@ def part_line(part: dict[str, Any]) -> str:
     """What was trained in a part."""
     epochs = f"{part['epochs']} epoch{'s' if part['epochs'] > 1 else ''}"
     epochs += f" of {part['epochs_published']}" if part["epochs"] != part["epochs_published"] else ""
-    seeds = f"{len(part['seeds'])} of {part['seeds_asked']} seeds" if len(part["seeds"]) != part["seeds_asked"] else (
-        f"{len(part['seeds'])} seeds"
-    )  # fmt: skip
+    seeds = f"{len(part['seeds'])} seed{'s' if len(part['seeds']) > 1 else ''}"
+    seeds += f" of {part['seeds_asked']}" if len(part["seeds"]) < part["seeds_asked"] else ""
     return f"{part['name']}: {part['task']}, {epochs}, batches of {part['batch_size']}, {seeds}"
 
 

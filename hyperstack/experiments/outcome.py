@@ -22,6 +22,7 @@ def outcome(experiment: Experiment, asked: Asked, parts: Sequence[tuple[Part, Sw
     published = [part for part, _ in parts]
     return {
         "experiment": experiment.name,
+        "command": asked.command(),
         "title": experiment.title,
         "source": asdict(experiment.source),
         "measure": experiment.measure,

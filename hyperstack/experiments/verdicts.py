@@ -18,6 +18,8 @@ RULE = (
     "runs of one seed is wholly on the claimed side of 0, not reproduced where no part of it is, else inconclusive. Of "
     "a claim that two are alike, the claimed side is from minus to plus the difference that it names.",
     "With fewer than two seeds, or fewer epochs than published, everything is inconclusive.",
+    "The intervals take means to be normal. Where some runs train and others fail, they are not: one run in three that "
+    "fares differently moves a figure by 30 points, and a verdict on it says little, whichever it is.",
 )
 """The rule in words, as it is shown with every result."""
 

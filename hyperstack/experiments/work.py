@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -57,6 +58,14 @@ class Asked:
             raise InputError(f"cannot read {path / ASKED}", why=str(error.strerror), instead=NAME_ONE) from None
         except (ValueError, LookupError, TypeError, RecursionError):
             raise InputError(f"{path / ASKED} is damaged", instead=NAME_ONE) from None
+
+    def command(self) -> str:
+        """The command that asks for it."""
+        words = ["hyperstack", "reproduce", self.experiment]
+        words += ["--scale", f"{self.scale:g}"] if self.scale != 1 else []
+        words += ["--seeds", str(self.seeds)] if self.seeds else []
+        words += [word for name in self.parts for word in ("--part", name)]
+        return shlex.join(words)
 
     def chosen(self, experiment: Experiment) -> list[Part]:
         """The parts that are asked for, in the order of the experiment."""

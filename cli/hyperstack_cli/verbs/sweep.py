@@ -30,7 +30,8 @@ MANY = 1000
 EPILOG = """\b
 Examples:
   hyperstack sweep mnist --grid "α=1e-5,1e-4,1e-3" --seeds 3
-  hyperstack sweep mnist --stack "Adam / SGD(α)" --stack "Adam / SGD(α, clip)" \\
+  hyperstack sweep mnist --stack "Adam / SGD(α)" \\
+      --stack "Adam / SGD(α, clip)" \\
       --grid "α=log(1e-6,1e-1,11)" --out sweeps/clip
   hyperstack sweep mnist --out sweeps/clip --resume
 
