@@ -420,6 +420,13 @@ def test_wrong_input(tiny, tmp_path):
     assert (code, "is damaged" in remarks) == (2, True)
 
 
+def test_nothing_to_draw(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, remarks = command("reproduce", "lambc-table-1", "--yes", "--plot")
+    assert (code, contents(tmp_path)) == (2, {})
+    assert "lambc-table-1 has nothing to draw" in remarks
+
+
 def test_hours_of_work_need_a_yes(tiny, tmp_path):
     tiny["tiny"] = changed(("hours",), 30)
     code, _, remarks = command("reproduce", "tiny")

@@ -97,6 +97,8 @@ def command(
         raise InputError("--resume needs the folder", instead=hint)
     asked = _asked(experiment, options, path if resume else None)
     parts = _parts(experiment, asked, data_dir)
+    if (plot or png) and not any(part.grid for part, _ in parts):
+        raise InputError(f"{name} has nothing to draw", why="no value is varied in it", instead="leave the option out")
     if not resume:
         if path is not None:
             RunFolder.check_free(path)
@@ -219,12 +221,9 @@ def _run(
 
 
 def _show(found: dict[str, Any], place: Path, as_json: bool, quiet: bool, plot: bool, png: Path | None) -> None:
-    from hyperstack.errors import InputError
     from hyperstack_cli.published import pictures, show
 
     panels = pictures(found)
-    if (plot or png) and not panels:
-        raise InputError(f"{found['experiment']} has nothing to draw", why="nothing in it is a grid of values")
     if as_json:
         click.echo(json.dumps(found, indent=1, ensure_ascii=False))
     else:
