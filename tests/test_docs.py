@@ -32,7 +32,8 @@ def generator(name):
     return module
 
 
-console, results, picture, screens = map(generator, ("make_console", "make_results", "make_picture", "make_screens"))
+MADE = ("make_console", "make_results", "make_picture", "make_screens", "make_published")
+console, results, picture, screens, published = map(generator, MADE)
 
 PAGES = console.pages()
 TEXTS = {page: page.read_text() for page in PAGES}
@@ -167,6 +168,14 @@ def test_every_table_has_its_place_and_every_place_its_table():
         found = results.PLACE.findall(TEXTS[page])
         assert len(found) == TEXTS[page].count("<!-- results:") == TEXTS[page].count("<!-- end of results -->")
     assert " ± " in results.PLACE.search(ALL)[0]
+
+
+def test_published_and_measured_is_what_is_stored():
+    """Where this fails: python docs/make_published.py."""
+    assert published.TARGET.read_text(encoding="utf-8") == published.page()
+    assert published.outcomes()
+    for found in published.outcomes():
+        assert f"## {found['experiment']}\n" in published.page()
 
 
 def test_a_terminal_is_read_as_it_looks():

@@ -12,7 +12,7 @@ from toy import command
 
 from hyperstack_cli.main import cli
 
-TRAINING = {"train", "bench", "sweep"}  # verbs that take seconds: they train
+TRAINING = {"train", "bench", "sweep", "reproduce"}  # verbs that take seconds: they train
 SHELL = set("|<>;&$")  # what only a shell understands
 
 

@@ -74,7 +74,14 @@ def test_every_package_is_installed():
 def test_every_package_says_that_it_is_typed():
     for name, folder in FOLDERS.items():
         assert (folder / "py.typed").exists()
-        assert PROJECT["tool"]["setuptools"]["package-data"][name] == ["py.typed"]
+        assert "py.typed" in PROJECT["tool"]["setuptools"]["package-data"][name]
+
+
+def test_whatever_is_no_code_is_installed():
+    for name, folder in FOLDERS.items():
+        held = {p for pattern in PROJECT["tool"]["setuptools"]["package-data"][name] for p in folder.glob(pattern)}
+        others = {p for p in folder.rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")}
+        assert others == held
 
 
 def test_the_version_stands_in_one_place_and_in_the_changelog():

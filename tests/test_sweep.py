@@ -178,6 +178,22 @@ def alone(cell, plan=SWEEP, task=Calm):
     return trainer.summary()
 
 
+class Everything:
+    def __init__(self):
+        self.losses = []
+
+    def record(self, step, loss):
+        self.losses.append(loss.item())
+
+
+def final_loss(cell, plan=SWEEP, task=Calm):
+    """The mean loss of the last twentieth of the steps."""
+    heard = Everything()
+    Trainer(plan.of_cell(cell), task(), DATA).run(heard)
+    last = heard.losses[-(len(heard.losses) // 20) :]
+    return sum(last) / len(last)
+
+
 def test_every_cell_is_as_it_would_be_alone(tmp_path):
     results, ended, notes = swept(tmp_path / "sweep")
     assert notes == []
@@ -187,6 +203,7 @@ def test_every_cell_is_as_it_would_be_alone(tmp_path):
         wanted = alone(cell)
         assert abs(results[i]["test_error"] - wanted["test_error"]) <= 0.02
         assert results[i]["train_loss"] == pytest.approx(wanted["train_loss"], rel=1e-3)
+        assert results[i]["final_loss"] == pytest.approx(final_loss(cell), rel=1e-3)
         for key in ("stack", "seed", "steps", "epochs", "diverged", "finished"):
             assert results[i][key] == wanted[key]
 
@@ -234,7 +251,8 @@ def test_where_runs_cannot_be_trained_together_they_are_trained_alone(tmp_path):
     assert len(notes) == 1
     assert notes[0].startswith("one run after another: ")
     for i, cell in enumerate(plan.cells()):
-        assert {**results[i], "seconds": 0, "together": 0} == {**alone(cell, plan, Toy), "seconds": 0, "together": 0}
+        changed = {"seconds": 0, "together": 0, "final_loss": 0}
+        assert {**results[i], **changed} == {**alone(cell, plan, Toy), **changed}
 
 
 def test_a_diverged_cell_is_a_result(tmp_path):

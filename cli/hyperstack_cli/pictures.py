@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -16,6 +16,7 @@ from hyperstack_cli.screen import err, out
 
 if TYPE_CHECKING:
     from hyperstack.reports.groups import Group
+    from hyperstack.reports.panels import Panel
     from hyperstack.reports.run import Run
 
 HIGH = 18  # lines of a plot in the terminal
@@ -23,18 +24,23 @@ HIGH = 18  # lines of a plot in the terminal
 Verb = TypeVar("Verb", bound=Callable[..., object])
 
 
+def plot_options(verb: Verb) -> Verb:
+    """Add `--plot` and `--png FILE` to a verb, as parameters `plot` and `png`."""
+    plot = click.option("--plot", is_flag=True, help="Draw the curves in the terminal, with axes.")
+    a_file = click.Path(path_type=Path)
+    png = click.option("--png", type=a_file, metavar="FILE", help="Draw the curves into FILE, a new picture.")
+    return plot(png(verb))
+
+
 def picture_options(verb: Verb) -> Verb:
     """Add `--plot`, `--png FILE` and `--html FILE` to a verb, as parameters `plot`, `png` and `html`."""
-    a_file = click.Path(path_type=Path)
-    plot = click.option("--plot", is_flag=True, help="Draw the curves in the terminal, with axes.")
-    png = click.option("--png", type=a_file, metavar="FILE", help="Draw the curves into FILE, a new picture.")
     html = click.option(
         "--html",
-        type=a_file,
+        type=click.Path(path_type=Path),
         metavar="FILE",
         help="Write FILE, a new page with tables and curves that needs no network.",
     )
-    return plot(png(html(verb)))
+    return plot_options(html(verb))
 
 
 def one_output(plot: bool, as_json: bool) -> None:
@@ -66,22 +72,43 @@ def show_pictures(
     """
     from hyperstack.reports.panels import panels
 
-    files = [file for file in (png, html) if file is not None]
-    _check_free(files)
-    if files or plot:
-        shown = panels(runs, keys, log)
+    def page() -> bytes:
+        from hyperstack.reports.page import report
+
+        return report(runs, keys, log, sentences, groups).encode()
+
+    def made() -> Sequence[Panel]:
+        return panels(runs, keys, log)
+
+    def pictured() -> Sequence[Panel]:  # a picture has no other place for the stacks
+        return panels([(f"{label}  {run.stack}", run) for label, run in runs], keys, log) if len(runs) > 1 else made()
+
+    return show_panels(made, plot=plot, png=png, pages={html: page} if html else {}, pictured=pictured)
+
+
+def show_panels(
+    made: Callable[[], Sequence[Panel]],
+    *,
+    plot: bool,
+    png: Path | None,
+    pages: Mapping[Path, Callable[[], bytes]] | None = None,
+    pictured: Callable[[], Sequence[Panel]] | None = None,
+) -> bool:
+    """Draw panels in the terminal and into a file, and write pages, as `show_pictures`.
+
+    `made` makes the panels, `pictured` those of the file, where they are others.
+    """
+    pages = pages or {}
+    check_free([file for file in (png, *pages) if file is not None])
+    shown = made() if plot else []
     contents: dict[Path, bytes] = {}
     if png is not None:
         from hyperstack.reports import figure
 
         buffer = io.BytesIO()
-        named = [(f"{label}  {run.stack}", run) for label, run in runs]  # a picture has no other place for the stacks
-        figure.png(panels(named, keys, log) if len(runs) > 1 else shown, buffer)
+        figure.png((pictured or made)(), buffer)
         contents[png] = buffer.getvalue()
-    if html is not None:
-        from hyperstack.reports.page import report
-
-        contents[html] = report(runs, keys, log, sentences, groups).encode()
+    contents |= {file: content() for file, content in pages.items()}
     if plot:
         from hyperstack.reports import terminal
 
@@ -101,7 +128,7 @@ def write_new(contents: dict[Path, bytes]) -> None:
     """Write new files, each as a whole, and all of them or none; one that exists already is an InputError."""
     from hyperstack.errors import write_error
 
-    _check_free(list(contents))
+    check_free(list(contents))
     made: list[Path] = []
     try:
         for path, content in contents.items():
@@ -136,7 +163,7 @@ def _write(path: Path, content: bytes) -> None:
             temporary.unlink()
 
 
-def _check_free(files: list[Path]) -> None:
+def check_free(files: list[Path]) -> None:
     """An InputError where a file exists, or is named twice, before anything is drawn."""
     from hyperstack.errors import InputError
 

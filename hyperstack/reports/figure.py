@@ -160,7 +160,7 @@ def _draw(axes: Axes, panel: Panel) -> None:
             linestyle=DASHES[i % len(DASHES)],
             marker="o",
             markersize=2.5,
-            markevery=_alone(values),
+            markevery=None if panel.log_across else _alone(values),
             label=printable(line.label),
             clip_on=False,
             gid=f"line-{i}",
@@ -173,9 +173,14 @@ def _draw(axes: Axes, panel: Panel) -> None:
     axes.set_title(printable(panel.title), pad=8)
     unit = f"{printable(panel.unit)}, log axis" if panel.log else printable(panel.unit)
     axes.set_title(unit, loc="right", fontsize=8, fontweight="normal", color=FAINT, pad=8)
-    axes.set_xlabel("step", loc="right", labelpad=1)
+    axes.set_xlabel(printable(panel.across), loc="right", labelpad=1)
     axes.margins(x=0.01)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}" if x == round(x) else ""))
+    if panel.log_across:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: number(x)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}" if x == round(x) else ""))
     digits = _digits(axes.get_yticks().tolist())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: number(y, digits)))
     axes.yaxis.set_minor_formatter(NullFormatter())

@@ -40,6 +40,7 @@ class Panel:
     """One picture: `title` names what is shown, `unit` what its vertical axis counts; `log`: a logarithmic axis.
 
     `several`: whether there is more than one run to tell from others, here or in another panel.
+    `across`: what the horizontal axis counts, the `steps` of the lines; `log_across`: a logarithmic one, all above 0.
     """
 
     title: str
@@ -47,6 +48,8 @@ class Panel:
     lines: list[Line]
     log: bool
     several: bool = False
+    across: str = "step"
+    log_across: bool = False
 
 
 def panels(runs: Sequence[tuple[str, Run]], keys: Sequence[str] | None, log: bool) -> list[Panel]:

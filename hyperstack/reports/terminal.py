@@ -35,16 +35,17 @@ def plot(panel: Panel, width: int, height: int, color: bool, ascii_only: bool = 
         raise missing("uniplot") from None
 
     several = panel.several
-    curves = [_curve(line, panel.log, width if several else 2 * width) for line in panel.lines]
+    curves = [_curve(line, panel, width if several else 2 * width) for line in panel.lines]
     known = np.concatenate([heights[np.isfinite(heights)] for _, heights in curves])
     marks, colors = ([looks[line.place % len(looks)] for line in panel.lines] for looks in (list(MARKS), list(COLORS)))
     scale = ", log axis" if panel.log else ""
-    drawn = [shortened(printable(f"{panel.title}: {panel.unit}{scale}, by step"), width)]
+    drawn = [shortened(printable(f"{panel.title}: {panel.unit}{scale}, by {panel.across}"), width)]
     if not len(known):
         drawn.append(shortened("nothing to draw: no such number was recorded", width))
     else:
         rows = max(1, height - AROUND)
-        (first, last), (low, high) = _ends(np.concatenate([line.steps for line in panel.lines])), _ends(known)
+        steps = np.concatenate([line.steps for line in panel.lines])
+        (first, last), (low, high) = _ends(np.log10(steps) if panel.log_across else steps), _ends(known)
         labels = _labels(low, high, rows, panel.log) if width >= LABELLED else [""] * rows
         wide = max(1, width - 2 - max(len(label) + bool(label) for label in labels))
         body = uniplot.plot_to_string(
@@ -67,7 +68,7 @@ def plot(panel: Panel, width: int, height: int, color: bool, ascii_only: bool = 
         )
         sides = ["", *labels, ""]
         drawn += [f"{line} {side}".rstrip() for line, side in zip(body.splitlines(), sides, strict=True)]
-        ends = f"{first:,.0f}", f"{last:,.0f}"
+        ends = (number(10**first), number(10**last)) if panel.log_across else (f"{first:,.0f}", f"{last:,.0f}")
         drawn.append(shortened(f" {ends[0]}{ends[1].rjust(wide - len(ends[0]))}", width))
     if several:
         styles = zip(panel.lines, marks, colors, strict=True)
@@ -76,9 +77,10 @@ def plot(panel: Panel, width: int, height: int, color: bool, ascii_only: bool = 
     return text.translate(ASCII).encode("ascii", "replace").decode("ascii") if ascii_only else text
 
 
-def _curve(line: Line, log: bool, points: int) -> tuple[Column, Column]:
+def _curve(line: Line, panel: Panel, points: int) -> tuple[Column, Column]:
     """Steps and heights of a line in at most so many points, each the mean of a part; with `log` of logarithms."""
-    return binned(line.steps, points), binned(drawable(line.values, log), points, log)
+    heights = binned(drawable(line.values, panel.log), points, panel.log)
+    return binned(line.steps, points, panel.log_across), heights
 
 
 def _ends(values: Column) -> tuple[float, float]:

@@ -15,6 +15,7 @@ from hyperstack.batches import Batches
 from hyperstack.dsl import parse
 from hyperstack.errors import RunError
 from hyperstack.level import scalar_dtype
+from hyperstack.sweep.final import Final
 from hyperstack.sweep.networks import Networks
 from hyperstack.tasks import Data, Task
 from hyperstack.telemetry.summary import number, plain, versions
@@ -45,8 +46,14 @@ class Block:
         names = list(self.networks.params)
         self.together = Together(stacks, self.params, names=names, fused=plans[0].compile)
         self.total = torch.zeros(len(plans), dtype=scalar_dtype(device), device=device)
+        self.final = Final(self.batches * plans[0].epochs, self.total)
         self.histories: list[list[Epoch]] = [[] for _ in plans]
         self.epoch = self.steps = 0
+
+    @property
+    def batches(self) -> int:
+        """Batches an epoch; the last one holds what is left over."""
+        return math.ceil(len(self.data.train_inputs) / self.plans[0].batch_size)
 
     def run(self, stop: Callable[[], bool] = lambda: False) -> Iterator[tuple[int, Result]]:
         """Train, and give the place and result of each run as it ends; nothing more after a step when `stop()`."""
@@ -84,12 +91,13 @@ class Block:
             raise CannotTogether("these runs cannot be trained together", why=why) from error
         self.total += losses
         self.steps += 1
+        self.final.add(self.steps, losses)
 
     def _end_epoch(self, running: set[int]) -> set[int]:
         """Note what the epoch came to; which of the running runs have ended."""
         self.epoch += 1
         errors = self.networks.errors(self.source.testing()).tolist()
-        losses = (self.total / math.ceil(len(self.data.train_inputs) / self.plans[0].batch_size)).tolist()
+        losses = (self.total / self.batches).tolist()
         self.total.zero_()
         finite = torch.stack([torch.isfinite(p.flatten(1)).all(1) for p in self.params]).all(0).tolist()
         for r in running:
@@ -109,6 +117,7 @@ class Block:
             "seconds": round(seconds, 3),
             "together": len(self.plans),
             "train_loss": number(last.train_loss),
+            "final_loss": self.final.mean()[r],
             "test_error": last.test_error,
             "diverged": diverged,
             "finished": True,

@@ -126,6 +126,11 @@ def runs_that_fit(task: Task, data: Data, batch_size: int, jobs: int = 1) -> int
     return max(1, min(MOST, math.floor(_memory(data.train_inputs.device) / 4 / jobs / (16 * size + 6 * saved[0] + 1))))
 
 
+def jobs_that_fit(plan: SweepPlan, here: int = 1) -> int:
+    """How many jobs the CPU has cores for, where `here` processes share the machine; 1 on another device."""
+    return max(1, (os.cpu_count() or 1) // plan.threads // here) if plan.device == "cpu" else 1
+
+
 def _memory(device: torch.device) -> int:
     """Bytes of the device's memory; of the machine's where that is the device."""
     if device.type == "cuda":

@@ -15,6 +15,7 @@ import torch
 from hyperstack.devices import device_failures
 from hyperstack.errors import RunError
 from hyperstack.sweep.block import Block, CannotTogether
+from hyperstack.sweep.final import FinalLoss
 from hyperstack.sweep.folder import SweepFolder
 from hyperstack.sweep.grid import Cell
 from hyperstack.sweep.planning import SweepPlan, blocks, runs_that_fit
@@ -22,7 +23,6 @@ from hyperstack.sweep.ranks import Ranks
 from hyperstack.tasks import Data, Task, get_task
 from hyperstack.tasks.own import is_in_a_file
 from hyperstack.telemetry.plan import Plan
-from hyperstack.telemetry.recorder import Recorder
 from hyperstack.training import Trainer
 
 Result = dict[str, Any]
@@ -88,9 +88,10 @@ def train_cells(
         if stop():
             return
         trainer = Trainer(plan, task, data)
-        trainer.run(Recorder(trainer.opt, [], every=1 << 62), stop)
+        recorder = FinalLoss(trainer.opt, trainer.batches * plan.epochs, trainer.total)
+        trainer.run(recorder, stop)
         if trainer.finished:
-            yield r, {**trainer.summary(), "together": 1}
+            yield r, {**trainer.summary(), "final_loss": recorder.mean(), "together": 1}
 
 
 def _here(

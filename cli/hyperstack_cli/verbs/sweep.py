@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shlex
 import sys
 from contextlib import ExitStack
@@ -33,7 +32,8 @@ EPILOG = """\b
 Examples:
   hyperstack sweep mnist --grid "α=1e-5,1e-4,1e-3" --seeds 3
   hyperstack sweep mnist --stack "Adam / SGD(α)" \\
-      --stack "Adam / SGD(α, clip)" --grid "α=log(1e-6,1e-1,11)" \\
+      --stack "Adam / SGD(α, clip)" \\
+      --grid "α=log(1e-6,1e-1,11)" \\
       --epochs 1 --out sweeps/clip
   hyperstack sweep mnist --out sweeps/clip --resume
 
@@ -108,6 +108,7 @@ def command(
     from hyperstack.devices import device_failures, find_device
     from hyperstack.errors import InputError
     from hyperstack.sweep.folder import SweepFolder
+    from hyperstack.sweep.planning import jobs_that_fit
     from hyperstack.sweep.ranks import Ranks
     from hyperstack.tasks import get_task, same_task
     from hyperstack.telemetry.runfolder import RunFolder
@@ -130,7 +131,7 @@ def command(
         with device_failures():
             data = chosen.load(data_dir, place, notify)
         folder = ranks.once(lambda: _open(plan, folder, path, chosen.name, kept))
-        _sweep(plan, chosen, data, folder, jobs or _jobs(plan, ranks), ranks, as_json, quiet, notify)
+        _sweep(plan, chosen, data, folder, jobs or jobs_that_fit(plan, ranks.here), ranks, as_json, quiet, notify)
 
 
 def _open(plan: SweepPlan, folder: SweepFolder | None, path: Path | None, name: str, kept: ExitStack) -> SweepFolder:
@@ -189,10 +190,6 @@ def _ask(plan: SweepPlan, yes: bool) -> None:
             raise InputError(f"this sweep has {count:,} cells", instead="say that you mean it with --yes")
         click.confirm(f"This sweep has {count:,} cells. Train them all?", abort=True, err=True)
     plan.cells()  # so that a value that does not fit is found before anything is written
-
-
-def _jobs(plan: SweepPlan, ranks: Ranks) -> int:
-    return max(1, (os.cpu_count() or 1) // plan.threads // ranks.here) if plan.device == "cpu" else 1
 
 
 def _sweep(

@@ -1,0 +1,234 @@
+"""`hyperstack reproduce`: run a published experiment again, and say which of its figures and claims hold."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hyperstack.reports.text import percent
+from hyperstack_cli.interrupt import Interrupt
+from hyperstack_cli.pictures import check_free, plot_options, show_panels
+from hyperstack_cli.screen import Whole, err, out, silence
+
+if TYPE_CHECKING:
+    from hyperstack.experiments.experiment import Experiment, Part
+    from hyperstack.experiments.work import Asked, Results
+    from hyperstack.sweep.grid import Cell
+    from hyperstack.sweep.planning import SweepPlan
+
+POSITIVE = Whole(1)
+PATH = click.Path(path_type=Path)
+LONG = 1.0  # hours, from which on it asks
+EPILOG = """\b
+Examples:
+  hyperstack reproduce --list
+  hyperstack reproduce clip-table-2 --scale 0.05 --out table-2
+  hyperstack reproduce clip-table-2 --out table-2 --resume --png table-2.png
+
+\b
+Exit status: 0 the runs have ended (whatever the verdicts), 1 they failed, 2
+wrong input, 130 interrupted.
+"""
+
+
+@click.command(short_help="Run a published experiment again, and judge its figures.", epilog=EPILOG)
+@click.argument("name", required=False)
+@click.option("--list", "listing", is_flag=True, help="Show the experiments, what each needs, and how long it takes.")
+@click.option("--scale", type=float, metavar="SHARE", help="Do this share of the work, above 0 to 1.  [default: 1]")
+@click.option("--seeds", type=POSITIVE, metavar="N", help="Train each with the seeds 0 to N - 1, whatever --scale is.")
+@click.option("--part", "chosen", multiple=True, metavar="PART", help="Only this part of it. Once for each.")
+@click.option(
+    "--device", default="auto", metavar="NAME", help="Where to compute, as for hyperstack train.  [default: auto]"
+)
+@click.option(
+    "--jobs",
+    type=POSITIVE,
+    metavar="N",
+    help="Processes at a time.  [default: as many as the CPU has cores for]",
+)
+@click.option("--data-dir", type=PATH, metavar="DIR", help="Take the data from the files in DIR, and fetch nothing.")
+@click.option("--out", "path", type=PATH, metavar="DIR", help="The folder.  [default: the next reproduced/NAME-001]")
+@click.option("--resume", is_flag=True, help="Go on in --out, or show again what it holds.")
+@click.option("--note", default="", metavar="TEXT", help="To be said beside the figures: of the data, say.")
+@click.option("--yes", is_flag=True, help="Do not ask before more than an hour of work.")
+@click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
+@click.option("--quiet", is_flag=True, help="Show the outcome only.")
+@plot_options
+def command(
+    name: str | None,
+    listing: bool,
+    jobs: int | None,
+    data_dir: Path | None,
+    path: Path | None,
+    resume: bool,
+    yes: bool,
+    as_json: bool,
+    quiet: bool,
+    plot: bool,
+    png: Path | None,
+    **options: Any,
+) -> None:
+    """Train what the experiment NAME was made of, and show its published figures and the measured ones side by side.
+
+    Each figure and each comparison gets a verdict, reproduced, not reproduced or inconclusive, by a rule that is shown
+    with it. The runs are sweeps in a folder of their own: finished ones are kept, and --resume trains the others.
+    The outcome also lies there, as results.json.
+    """
+    from hyperstack.errors import InputError
+    from hyperstack.experiments import experiment as experiments
+    from hyperstack.telemetry.runfolder import RunFolder
+    from hyperstack_cli.published import list_experiments
+
+    if listing:
+        list_experiments(out(), [experiments.load(each) for each in experiments.names()])
+        return
+    if name is None:
+        raise InputError("which experiment?", instead="see: hyperstack reproduce --list")
+    experiment = experiments.load(name)
+    check_free([png] if png is not None else [])
+    if resume and path is None:
+        hint = f"write: hyperstack reproduce {name} --out DIR --resume"
+        raise InputError("--resume needs the folder", instead=hint)
+    asked = _asked(experiment, options, path if resume else None)
+    parts = _parts(experiment, asked, data_dir)
+    if (plot or png) and not any(part.grid for part, _ in parts):
+        raise InputError(f"{name} has nothing to draw", why="no value is varied in it", instead="leave the option out")
+    if not resume:
+        if path is not None:
+            RunFolder.check_free(path)
+        _ask(experiment, parts, yes)
+    notify = (lambda line: None) if quiet else (lambda line: err().print(line, style="dim", soft_wrap=True))
+    with ExitStack() as kept:
+        place = _open(asked, path, resume, kept)
+        found, code = _run(experiment, asked, parts, place, data_dir, jobs, notify)
+        try:
+            _show(found, place, as_json, quiet, plot, png)
+        except OSError:  # the terminal is what ended it
+            if not code:
+                raise
+            silence(sys.stdout)
+    if code:
+        err().print("interrupted, with the finished runs kept; to go on:", soft_wrap=True)
+        err().print(f"  hyperstack reproduce {name} --out {shlex.quote(str(place))} --resume", soft_wrap=True)
+        sys.exit(code)
+
+
+def _asked(experiment: Experiment, options: dict[str, Any], saved: Path | None) -> Asked:
+    """What the options ask for; on resume what was asked for then, from which nothing may differ."""
+    from hyperstack.devices import find_device
+    from hyperstack.errors import InputError
+    from hyperstack.experiments.work import Asked
+
+    before = Asked.read(saved) if saved else None
+    scale, seeds, parts = options["scale"], options["seeds"], list(options["chosen"])
+    if scale is not None and not 0 < scale <= 1:
+        raise InputError(f"--scale {scale:g} is no share", instead="give a number above 0, to 1")
+    if before is None:
+        device = str(find_device(options["device"]))
+        return Asked(experiment.name, 1.0 if scale is None else scale, seeds, parts, device, options["note"])
+    given = {"scale": scale, "seeds": seeds, "parts": parts or None, "experiment": experiment.name}
+    for key, value in given.items():
+        if value is not None and value != (then := getattr(before, key)):
+            raise InputError(
+                f"what was asked for in this folder has another {key}",
+                why=f"  then: {then}\n  now:  {value}",
+                instead="leave the option out to go on with that, or choose another --out",
+            )
+    device = before.device if options["device"] == "auto" else str(find_device(options["device"]))
+    note = options["note"] or before.note
+    return Asked(before.experiment, before.scale, before.seeds, before.parts, device, note)
+
+
+def _parts(experiment: Experiment, asked: Asked, data_dir: Path | None) -> list[tuple[Part, SweepPlan]]:
+    """The parts that are run, each with its plan; those that want data of the user's own only with these."""
+    from hyperstack.errors import InputError
+
+    chosen = asked.chosen(experiment)
+    named = [part for part in chosen if part.name in asked.parts]
+    if data_dir is None and (wanting := next((part for part in named if part.own_data), None)):
+        what = f"{wanting.name} needs data of your own"
+        raise InputError(what, instead="pass --data-dir: a folder with train/CLASS/ and val/CLASS/")
+    return [(part, asked.plan(part)) for part in chosen if data_dir is not None or not part.own_data]
+
+
+def _ask(experiment: Experiment, parts: list[tuple[Part, SweepPlan]], yes: bool) -> None:
+    """An InputError where it takes very long and nobody says that this is meant."""
+    from hyperstack.errors import InputError
+    from hyperstack.experiments.work import hours
+    from hyperstack_cli.published import duration
+
+    needed = hours(experiment, parts)
+    if needed <= LONG or yes:
+        return
+    what = f"{experiment.name} takes about {duration(needed)} on two cores"
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise InputError(what, instead="say that you mean it with --yes, or ask for less with --scale 0.1")
+    click.confirm(f"{what}. Go on?", abort=True, err=True)
+
+
+def _open(asked: Asked, path: Path | None, resume: bool, kept: ExitStack) -> Path:
+    """The folder, a new one unless it is resumed, for this process alone until `kept` is closed."""
+    from hyperstack.sweep.folder import SweepFolder
+    from hyperstack.telemetry.runfolder import RunFolder
+
+    if resume and path is not None:
+        place = path
+    else:
+        run = RunFolder.create(path) if path else RunFolder.next_free(Path("reproduced"), asked.experiment)
+        place = run.path
+    kept.enter_context(SweepFolder(place).locked())
+    asked.write(place)
+    return place
+
+
+def _run(
+    experiment: Experiment,
+    asked: Asked,
+    parts: list[tuple[Part, SweepPlan]],
+    place: Path,
+    data_dir: Path | None,
+    jobs: int | None,
+    notify: Any,
+) -> tuple[dict[str, Any], int]:
+    """The outcome of all parts, noted in the folder, and an exit code where it was interrupted."""
+    from hyperstack.experiments.outcome import outcome
+    from hyperstack.experiments.work import run, write_json
+
+    total = sum(len(plan.cells()) for _, plan in parts)
+    done = 0
+
+    def after_cell(part: Part, cell: Cell, result: dict[str, Any]) -> None:
+        nonlocal done
+        done += 1
+        what = "diverged" if result["diverged"] else f"test error {percent(result['test_error'])}"
+        notify(f"{done:,}/{total:,}  {part.name}  {result['stack']}  seed {cell.seed}  {what}")
+
+    code = 0
+    with Interrupt() as interrupt:
+        told: dict[str, Any] = {"stop": interrupt, "after_cell": after_cell, "notify": notify}
+        results: Results = run(parts, place, data_dir, jobs=jobs, **told)
+        if sum(map(len, results.values())) < total:
+            code = interrupt.exit_code
+    found = outcome(experiment, asked, parts, results)
+    write_json(place / "results.json", found)
+    return found, code
+
+
+def _show(found: dict[str, Any], place: Path, as_json: bool, quiet: bool, plot: bool, png: Path | None) -> None:
+    from hyperstack_cli.published import pictures, show
+
+    panels = pictures(found)
+    if as_json:
+        click.echo(json.dumps(found, indent=1, ensure_ascii=False))
+    else:
+        show(out(), found)
+    if panels:
+        show_panels(lambda: panels, plot=plot, png=png)
+    if not quiet:
+        err().print(f"results    {place / 'results.json'}", soft_wrap=True)
