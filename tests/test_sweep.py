@@ -335,7 +335,7 @@ def finished_cells(path):
 def test_ended_from_outside(signum, code, jobs, tmp_path):
     """Finished cells are there, a second sweep is refused meanwhile, and the next one trains the others alone."""
     path = tmp_path / "sweep"
-    process = start("toy", *MANY, "--out", path, "--jobs", jobs, TOY_DELAY="0.01")
+    process = start("toy", *MANY, "--out", path, "--jobs", jobs, TOY_DELAY="0.05")
     until(lambda: len(finished_cells(path)) > 1, process)
     refused = command("sweep", "toy", "--out", path, "--resume")
     assert (refused[0], "another sweep is at work" in refused[2]) == (2, True)
