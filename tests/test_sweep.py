@@ -335,7 +335,9 @@ def finished_cells(path):
 def test_ended_from_outside(signum, code, jobs, tmp_path):
     """Finished cells are there, a second sweep is refused meanwhile, and the next one trains the others alone."""
     path = tmp_path / "sweep"
-    process = start("toy", *MANY, "--out", path, "--jobs", jobs, TOY_DELAY="0.05")
+    seeds = 2 * jobs  # a job has a block for each seed: when the first ends, there is another to begin with
+    total = 6 * seeds
+    process = start("toy", *MANY, "--seeds", seeds, "--out", path, "--jobs", jobs, TOY_DELAY="0.03")
     until(lambda: len(finished_cells(path)) > 1, process)
     refused = command("sweep", "toy", "--out", path, "--resume")
     assert (refused[0], "another sweep is at work" in refused[2]) == (2, True)
@@ -344,15 +346,15 @@ def test_ended_from_outside(signum, code, jobs, tmp_path):
     assert process.returncode == code, remarks
     assert "Traceback" not in remarks
     before = finished_cells(path)
-    assert 1 < len(before) < 12
+    assert 1 < len(before) < total
     if signum != signal.SIGKILL:
         assert f"--out {path} --resume" in remarks
         assert len(json.loads((path / "results.json").read_text())) == len(before)
     code, _, remarks = command("sweep", "toy", "--out", path, "--resume", "--jobs", 1, columns=100)
     assert code == 0, remarks
-    assert sum("  seed " in line for line in remarks.splitlines()) == 12 - len(before)
+    assert sum("  seed " in line for line in remarks.splitlines()) == total - len(before)
     assert before.items() <= finished_cells(path).items()
-    assert len(finished_cells(path)) == 12
+    assert len(finished_cells(path)) == total
 
 
 @pytest.mark.slow
