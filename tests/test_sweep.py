@@ -21,7 +21,6 @@ from hypothesis import strategies as st
 from toy import DATA, PLAN, Calm, Toy, command, contents
 
 from hyperstack.errors import InputError, RunError
-from hyperstack.sweep import folder as folders
 from hyperstack.sweep import run as running
 from hyperstack.sweep.folder import SweepFolder
 from hyperstack.sweep.grid import Cell, axes, axis, cells, size
@@ -279,7 +278,7 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(folders.os, "fsync", full)
+        patch.setattr("os.fsync", full)
         with pytest.raises(RunError, match="No space left on device") as error:
             swept(tmp_path / "sweep")
     assert "no finished cell is lost" in error.value.instead

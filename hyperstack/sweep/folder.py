@@ -11,7 +11,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from typing import Any, TextIO
 from hyperstack.errors import InputError, RunError, write_error
 from hyperstack.sweep.grid import Cell
 from hyperstack.sweep.planning import SweepPlan
-from hyperstack.telemetry.runfolder import RunFolder
+from hyperstack.telemetry.runfolder import RunFolder, check_holds, write_whole
 
 Result = dict[str, Any]
 NAME_A_SWEEP = "name a folder that hyperstack sweep made"
@@ -43,11 +42,7 @@ class SweepFolder:
     @classmethod
     def existing(cls, path: Path) -> SweepFolder:
         """A folder that holds a sweep; anything else is an InputError."""
-        if not os.path.isdir(path):  # unlike Path.is_dir it never raises
-            why = "it is not a folder" if os.path.exists(path) else "it does not exist, or may not be read"
-            raise InputError(f"there is no sweep folder {path}", why=why, instead=NAME_A_SWEEP)
-        if not os.path.isfile(path / "sweep.json"):
-            raise InputError(f"{path} holds no sweep", why="it has no sweep.json", instead=NAME_A_SWEEP)
+        check_holds(path, "sweep", "sweep.json", instead=NAME_A_SWEEP)
         return cls(path)
 
     def begin(self, plan: SweepPlan) -> None:
@@ -125,19 +120,11 @@ class SweepFolder:
 
     def _write(self, name: str, text: str) -> None:
         target = self.path / name
-        temporary = target.with_name(f".{target.name}-{os.getpid()}.tmp")
         try:
-            with temporary.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
+            write_whole(target, text.encode())
         except OSError as error:
             raise RunError(
                 str(write_error(target, error).what),
                 why=str(error.strerror),
                 instead="make room and go on with --resume: no finished cell is lost",
             ) from None
-        finally:
-            with suppress(OSError):
-                temporary.unlink()

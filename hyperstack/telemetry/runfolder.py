@@ -101,11 +101,7 @@ class RunFolder:
     @classmethod
     def existing(cls, path: Path) -> RunFolder:
         """A folder that holds a run; anything else is an InputError."""
-        if not os.path.isdir(path):  # unlike Path.is_dir it never raises
-            why = "it is not a folder" if os.path.exists(path) else "it does not exist, or may not be read"
-            raise InputError(f"there is no run folder {path}", why=why, instead=NAME_A_RUN)
-        if not os.path.isfile(path / "plan.json"):
-            raise InputError(f"{path} holds no run", why="it has no plan.json", instead=NAME_A_RUN)
+        check_holds(path, "run", "plan.json", instead=NAME_A_RUN)
         return cls(path)
 
     def read_plan(self) -> Plan:
@@ -182,18 +178,10 @@ class RunFolder:
         self._write(name, text.encode())
 
     def _write(self, name: str, content: bytes | memoryview) -> None:
-        temporary = self.path / f".{name}-{uuid.uuid4().hex}.tmp"
         try:
-            with temporary.open("xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.path / name)
+            write_whole(self.path / name, content)
         except OSError as error:
             raise write_error(self.path / name, error) from None
-        finally:
-            with suppress(OSError):
-                temporary.unlink()
 
     def _read_json(self, name: str) -> dict[str, Any]:
         path = self.path / name
@@ -206,3 +194,26 @@ class RunFolder:
         except (ValueError, RecursionError):
             raise InputError(f"{path} is damaged", why="it is not what hyperstack wrote", instead=NAME_A_RUN) from None
         return content
+
+
+def check_holds(path: Path, kind: str, name: str, instead: str) -> None:
+    """An InputError unless `path` is a folder of this kind, which has a file of this name."""
+    if not os.path.isdir(path):  # unlike Path.is_dir it never raises
+        why = "it is not a folder" if os.path.exists(path) else "it does not exist, or may not be read"
+        raise InputError(f"there is no {kind} folder {path}", why=why, instead=instead)
+    if not os.path.isfile(path / name):
+        raise InputError(f"{path} holds no {kind}", why=f"it has no {name}", instead=instead)
+
+
+def write_whole(target: Path, content: bytes | memoryview) -> None:
+    """Write or replace a file, as a whole or not at all; an OSError where that fails."""
+    temporary = target.with_name(f".{target.name}-{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
