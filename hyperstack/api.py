@@ -19,6 +19,8 @@ from hyperstack.hyperparameter import (
     square,
 )
 from hyperstack.loop import Recording, record
+from hyperstack.measuring import Average as average
+from hyperstack.measuring import Live as live
 from hyperstack.numerics import huberize
 from hyperstack.optimizer import HyperOptimizer
 from hyperstack.reports.run import Run, load_run
@@ -98,6 +100,7 @@ __all__ = [
     "__version__",
     "adaptive",
     "agc",
+    "average",
     "centralize",
     "cosine",
     "cumulative",
@@ -107,6 +110,7 @@ __all__ = [
     "huberize",
     "learned",
     "lin",
+    "live",
     "load_run",
     "log",
     "logit",

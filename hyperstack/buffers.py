@@ -11,7 +11,7 @@ The parameters themselves are never moved into the buffer: they stay where the u
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,17 +126,26 @@ class Bucket:
     `index`: which of the tower's tensors; `flats`: "state.NAME", the rule's state (*before* the last update while
     `pending`, else after it), and where the derivative of that update is asked for, `recorded`, "grad", its transformed
     gradient, "params", the parameters before it, where the rule reads them, and "tangent.NAME", how that gradient
-    depends on what acts on the losses; `whole`: the flats with one number a tensor; `parts`: the flats cut into
-    `blocks`, as views; `coefficients`: those of that update, one after another; `nothing`: what its pull returns where
-    it was not updated, zeros; `transforms`: one state a transform; `ahead`: of a small bucket, what could be computed
-    of its next pull at its last push, a cache; `findings`: see `Level.findings`; `place`: `index` as a tensor.
+    depends on what acts on the losses; and what `kept` makes of weights and states, for a window; `whole`: the flats
+    with one number a tensor; `parts`: the flats cut into `blocks`, as views; `coefficients`: those of that update, one
+    after another; `nothing`: what its pull returns where it was not updated, zeros; `transforms`: one state a
+    transform; `ahead`: of a small bucket, what could be computed of its next pull at its last push, a cache;
+    `findings`: see `Level.findings`; `place`: `index` as a tensor.
     """
 
     def __init__(
-        self, level: Level, index: list[int], tensors: Sequence[Tensor], *, recorded: bool, fused: bool, sloped: bool
+        self,
+        level: Level,
+        index: list[int],
+        tensors: Sequence[Tensor],
+        *,
+        recorded: bool,
+        fused: bool,
+        sloped: bool,
+        kept: Callable[[Tensor, Tensors], Tensors] | None = None,
     ) -> None:
-        self.level, self.index, self.how = level, index, {"recorded": recorded, "fused": fused, "sloped": sloped}
-        self.recorded = recorded
+        self.level, self.index, self.recorded = level, index, recorded
+        self.how: dict[str, Any] = {"recorded": recorded, "fused": fused, "sloped": sloped, "kept": kept}
         self.device, self.dtype = device, dtype = tensors[0].device, compute_dtype(tensors[0].dtype)
         self.segments = Segments([tuple(t.shape) for t in tensors], device, [level.names[i] for i in index])
         self.contiguous = tensors[0].is_contiguous()
@@ -149,6 +158,11 @@ class Bucket:
         self.records = ["grad"] * recorded + ["params"] * (recorded and level.rule.reads_params)
         tangents = [f"tangent.{name}" for name in level.tangents if recorded]
         self.flats.update({name: torch.zeros_like(zeros) for name in (*self.records, *tangents)})
+        if kept is not None:
+            weights = torch.cat([zeros[:0], *(t.detach().reshape(-1).to(dtype) for t in tensors)])
+            self.flats.update(kept(weights, states))
+            layers = [f".{name}" for name in level.layer_states]
+            self.whole |= {n for n in self.flats if n.startswith("carried.") and n.endswith(tuple(layers))}
         self.transforms = [transform.init(self.segments, zeros) for transform in level.rule.clip]
         shapes: dict[str, tuple[int, ...]] = {n: (len(index),) * d for n, d in level.coefficient_dims.items()}
         self.layout = Layout(shapes)

@@ -7,6 +7,7 @@ Everything of size one, or one a hyperparameter, lies in one flat tensor, the ce
                                                      which it was clipped, and how many steps left it out
     k.grad, k.step, k.applied, k.params,             for k > 0: the record of level k's last update, which moved
     k.state.NAME, k.clip.I.NAME                      level k-1's raw tensor; `applied`: 1 for parts that it moved
+    0.cosine, 0.displacement                         measured at averages: ĝ / (‖ḡ‖ ‖d‖), and ‖d‖ (see `window`)
     0.loss.NAME                                      what a wrapper knows of the losses; it changes before the step
     schedule                                         the factor that multiplied the primary rate
 """
@@ -30,11 +31,13 @@ class Climb:
     """One step of all scalars of a tower, a pure function; `layout` names the parts of its cells.
 
     `skips`: whether a hyperparameter whose hypergradient is not finite is left out of the step, with its states;
-    `sloped`: of each level, whether the level above asks how large its hypergradients could be.
+    `sloped`: of each level, whether the level above asks how large its hypergradients could be; `window`: whether level
+    1 measures at averages, and `traced`, of which hyperparameters derivatives are carried for it.
     """
 
-    def __init__(self, levels: Sequence[Level], skips: bool) -> None:
+    def __init__(self, levels: Sequence[Level], skips: bool, traced: Sequence[str] | None = None) -> None:
         self.levels, self.skips = levels, skips
+        self.window, self.traced = traced is not None, list(traced or [])
         asking = [any(transform.reads_slope for transform in level.rule.clip) for level in levels[1:]]
         self.sloped = [ask and bool(level.depends) for level, ask in zip(levels, [*asking, False], strict=True)]
         cells = self._start()
@@ -61,6 +64,8 @@ class Climb:
         cells = {"raw": raw, "hypergradient": raw * 0, "factor": each, "nonfinite": each * 0}
         if level.limits is not None:
             cells.update({f"loss.{name}": x for name, x in level.limits.init_losses(raw.new_zeros(())).items()})
+        if k == 0 and self.window:
+            cells.update(cosine=raw * 0, displacement=raw * 0)
         if k:
             below = self.levels[k - 1]
             like = below.start() * 0
@@ -80,10 +85,16 @@ class Climb:
         for buckets that have one now; and "products.B", what bucket B's pull found. Returns new "cells" and "steps",
         and the "coefficients.B" of bucket B's update. Where towers share hyperparameters, as in `sharing`:
         "shared", the sums of their hypergradients; "own", 1 for what this tower moves; "imposed", what others become.
+        Measured at averages: "received", "slope" and "displacement", as `Window.measure` finds them.
         """
         x, level = self.layout.unpack(inputs["cells"]), self.levels[0]
         out = dict(x)  # and "k.slope", which is not kept
-        if len(self.levels) > 1:
+        if self.window:
+            slope = inputs["slope"]
+            out["0.hypergradient"], out["0.slope"] = inputs["received"], slope
+            out["0.displacement"] = inputs["displacement"]
+            out["0.cosine"] = torch.where(slope > 0, inputs["received"] / slope, 0.0)
+        elif len(self.levels) > 1:
             self._measure_primary(buckets, inputs, x, out)
             if "shared" in inputs:
                 mine = level.layout.unpack(out["0.hypergradient"])
@@ -95,13 +106,29 @@ class Climb:
             self._move(k, x, out, inputs.get("own") if k == 1 else None)
         if "imposed" in inputs:
             out["0.raw"] = torch.where(level.segments.expand(inputs["own"]) != 0, out["0.raw"], inputs["imposed"])
-        out["schedule"] = inputs["schedule"]
-        values = level.values(out["0.raw"], out["schedule"])
+        return self._outputs(buckets, inputs, out)
+
+    def rest(self, buckets: Sequence[Bucket], inputs: Tensors) -> Tensors:
+        """A step within a window: nothing moves, and what `__call__` returns is that of the next update."""
+        return self._outputs(buckets, inputs, self.layout.unpack(inputs["cells"]))
+
+    def _outputs(self, buckets: Sequence[Bucket], inputs: Tensors, out: Tensors) -> Tensors:
+        """New cells and steps, the coefficients of each bucket's update, and "slopes.B": their traced derivatives."""
+        level, out = self.levels[0], {**out, "schedule": inputs["schedule"]}
         outputs = {"cells": self.layout.pack(out), "steps": inputs["steps"] + inputs["moving"]}
-        for b, step in enumerate(outputs["steps"].clamp(min=1).unbind()):
-            bucket = buckets[b]
-            coefficients = bucket.layout.pack(level.coefficients(values, step, bucket.index))
-            outputs[f"coefficients.{b}"] = coefficients.to(bucket.device, bucket.dtype)
+        with torch.enable_grad():
+            shifts = [out["schedule"].detach() * 0 for _ in self.traced]
+            shifts = [shift.requires_grad_() for shift in shifts]
+            parts = level.layout.unpack(out["0.raw"])
+            parts |= {name: parts[name] + shift for name, shift in zip(self.traced, shifts, strict=True)}
+            values = level.values(level.layout.pack(parts), out["schedule"])
+            for b, step in enumerate(outputs["steps"].clamp(min=1).unbind()):
+                bucket = buckets[b]
+                coefficients = bucket.layout.pack(level.coefficients(values, step, bucket.index))
+                outputs[f"coefficients.{b}"] = coefficients.detach().to(bucket.device, bucket.dtype)
+                if shifts:
+                    slopes = torch.stack(columns(coefficients, shifts))
+                    outputs[f"slopes.{b}"] = slopes.to(bucket.device, bucket.dtype)
         return outputs
 
     def received(self, buckets: Sequence[Bucket], inputs: Tensors) -> Tensors:

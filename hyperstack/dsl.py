@@ -6,6 +6,7 @@
                with a number of steps in fixed_after
     flag       clip, or an option of the rule that is true or false
     clip=      True, a transform, or a list of transforms, whose arguments are numbers, flags and quoted texts
+    at=        live, or average(0.99, every=10)
 
 All mistakes of one text are found together and raised as one `StackError`.
 """
@@ -15,15 +16,17 @@ from __future__ import annotations
 import ast
 import warnings
 from collections import ChainMap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
 from typing import Any
 
 import hyperstack.rules  # noqa: F401  (they are known from then on)
+from hyperstack.choices import Choice
 from hyperstack.errors import InputError, StackError
 from hyperstack.hyperparameter import MODIFIERS, WORDS, Setting, as_setting, fixed_after, free
+from hyperstack.measuring import MEASURED
 from hyperstack.rule import RULES, Rule, Stack, nearest
-from hyperstack.transforms import TRANSFORMS, Transform
+from hyperstack.transforms import TRANSFORMS
 from hyperstack.wrapper import WRAPPERS, Wrapper
 
 MAX_LENGTH = 10_000
@@ -154,7 +157,11 @@ class _Reader:
             literal = node.value if isinstance(node, ast.Constant) else None
             if isinstance(literal, bool):
                 return literal
-            return [made for made in map(self._transform, items) if made is not None]
+            return [
+                made for item in items if (made := self._choice(item, TRANSFORMS, "gradient transform")) is not None
+            ]
+        if key == "at":
+            return self._choice(node, MEASURED, "place to measure at")
         if key in rule.options:
             return self._literal(node)
         if key in rule.hyperparameters:
@@ -226,14 +233,14 @@ class _Reader:
             return sign * node.value
         raise InputError("a number was expected", instead="write a number such as 1e-3")
 
-    def _transform(self, node: ast.expr) -> Transform | None:
-        """One gradient transform, or None with its mistakes noted."""
+    def _choice(self, node: ast.expr, known_names: Mapping[str, type[Choice]], kind: str) -> Choice | None:
+        """One gradient transform, or place to measure at, or None with its mistakes noted."""
         name, arguments = self._call(node)
-        if name is None or name.id not in TRANSFORMS:
-            what = f"no gradient transform is called {name.id}" if name else "a gradient transform was expected"
-            self._note(node, f"{what}: {nearest(name.id if name else '', TRANSFORMS)}")
+        if name is None or name.id not in known_names:
+            what = f"no {kind} is called {name.id}" if name else f"a {kind} was expected"
+            self._note(node, f"{what}: {nearest(name.id if name else '', known_names)}")
             return None
-        cls = TRANSFORMS[name.id]
+        cls = known_names[name.id]
         known = {f.name: f for f in sorted(fields(cls), key=lambda f: f.kw_only is True)}
         required = [f.name for f in known.values() if f.default is MISSING]
         flags = [f.name for f in known.values() if isinstance(f.default, bool)]

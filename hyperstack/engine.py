@@ -85,7 +85,7 @@ class Tower:
             _refuse_lost(rule, updated, k, named=k > 0 or names is not None)
             self.levels.append(Level(rule, resolved, updated, device))
             updated = self.levels[-1].learned
-        self.climb = Climb(self.levels, nonfinite == "skip")
+        self.climb = self._climb(nonfinite == "skip")
         self.cells = self.climb.start()
         self.buckets: list[Bucket] = []
         self.steps = self.cells.new_zeros(0)
@@ -95,6 +95,9 @@ class Tower:
         self.tapes = Tapes(fused)
         self.primary = self._primary()
         self._kinds: list[tuple[Hashable, ...]] = []
+
+    def _climb(self, skips: bool) -> Climb:
+        return Climb(self.levels, skips)
 
     def _primary(self) -> Primary:
         kind = FusedPrimary if self.tapes.fused else Primary
@@ -143,16 +146,24 @@ class Tower:
     @torch.no_grad()
     def finish(self, begun: Begun, shared: Tensors | None = None) -> None:
         """The second half: every level moves. `shared`: what `Climb` takes of what other towers have in common."""
-        outputs = self.tapes.small(("climb",), partial(self.climb, self.buckets))({**begun.inputs, **(shared or {})})
+        outputs = self.climbed({**begun.inputs, **(shared or {})})
         # In place, as everything that outlives a step: a captured graph finds it where it was.
         self.cells.copy_(outputs["cells"])
         self.steps.copy_(outputs["steps"])
         ready = transformed(self.buckets, begun.gradients, begun.tensors, begun.tangents)
         for b, bucket in enumerate(self.buckets):
             if (flats := ready[b]) is not None:
-                self.primary.push(bucket, bucket.pick(begun.tensors) or [], flats, outputs[f"coefficients.{b}"])
+                self.push(b, bucket.pick(begun.tensors) or [], flats, outputs)
                 for name, place in self.findings.unpack(self.found).items():
                     place.index_copy_(0, bucket.place.to(place.device), bucket.findings[name].to(place))
+
+    def climbed(self, inputs: Tensors) -> Tensors:
+        """What the climb makes of these."""
+        return self.tapes.small(("climb",), partial(self.climb, self.buckets))(inputs)
+
+    def push(self, b: int, tensors: list[Tensor], grads: Sequence[Tensor], outputs: Tensors) -> None:
+        """Move bucket `b` by what the climb put out."""
+        self.primary.push(self.buckets[b], tensors, grads, outputs[f"coefficients.{b}"])
 
     @torch.no_grad()
     def limit(self, losses: Tensor, heard: bool) -> Limited:
@@ -263,7 +274,7 @@ class Tower:
         """Hyperparameters live where the parameters do."""
         old = self.levels
         self.levels = [Level(level.rule, level.resolved, level.names, device) for level in old]
-        self.climb = Climb(self.levels, self.climb.skips)
+        self.climb = self._climb(self.climb.skips)
         moved = (x.to(device, self.levels[0].dtype) for x in (self.cells, self.steps, self.found))
         self.cells, self.steps, self.found = moved
         self._numbers.clear()

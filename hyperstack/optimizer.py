@@ -6,16 +6,19 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from hyperstack.averaging import AveragingTower, make_tower
 from hyperstack.dsl import parse
 from hyperstack.engine import Tower
 from hyperstack.errors import InputError, RunError
 from hyperstack.losses import Losses
+from hyperstack.probing import copies, exchanged, unspoiled_buffers, write
 from hyperstack.rule import Rule, RuleType, Stack
 from hyperstack.sharing import step_together
 from hyperstack.wrapper import Wrapper
@@ -77,6 +80,8 @@ class HyperOptimizer(torch.optim.Optimizer):
         _refuse_wish(nonfinite)
         self._towers: list[Tower] = []
         self._losses = Losses()
+        self._probing = False
+        self._live: list[tuple[Tensor, Tensor]] = []
         text = str(_as_stack(stack))
         super().__init__(params, {"lr": 1.0, "stack": text, "nonfinite": nonfinite, "compile": bool(compile)})
 
@@ -108,11 +113,17 @@ class HyperOptimizer(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update every level of every tower, then the parameters; returns what `closure` returns.
 
-        closure: reevaluates the model with gradients and returns the loss, as in torch.optim. Parameters without
-        a gradient stay where they are; a step in which none has one changes nothing.
+        closure: reevaluates the model with gradients and returns the loss, as in torch.optim: it calls zero_grad,
+            computes the loss and calls backward. A stack that measures at averages needs one, and calls it twice in
+            some steps, first with the averaged weights in place.
+
+        Parameters without a gradient stay where they are; a step in which none has one changes nothing. Raises RunError
+        where a closure is missing, and after `eval()`.
         """
         loss = None
+        self._refuse_step(closure)
         if closure is not None:
+            self._probe(closure)
             with torch.enable_grad():
                 loss = closure()
         grads = [[p.grad for p in group["params"]] for group in self.param_groups]
@@ -138,6 +149,66 @@ class HyperOptimizer(torch.optim.Optimizer):
                 self._show_state(tower, group["params"])
         return loss
 
+    def _refuse_step(self, closure: Callable[[], Any] | None) -> None:
+        if closure is None and any(self._averaging()):
+            raise RunError(
+                "this stack measures hypergradients at averaged weights, and needs a closure",
+                why="it has to compute a gradient there",
+                instead="write opt.step(closure), where closure() calls opt.zero_grad(), computes the loss, calls"
+                " loss.backward() and returns the loss",
+            )
+        if self._live:
+            raise RunError("opt.eval() has put the averaged weights in place", instead="call opt.train() before a step")
+
+    def _averaging(self) -> Iterator[tuple[AveragingTower, list[Tensor]]]:
+        """The towers that measure at averages, and their parameters."""
+        for tower, group in zip(self._towers, self.param_groups, strict=True):
+            if isinstance(tower, AveragingTower):
+                yield tower, group["params"]
+
+    def _probe(self, closure: Callable[[], Any]) -> None:
+        """Where a measurement is due, have the closure find the gradients at the averages."""
+        due = [(tower, params) for tower, params in self._averaging() if tower.due]
+        if not due:
+            return
+        grads = [(p, p.grad) for group in self.param_groups for p in group["params"]]
+        self._probing = True
+        try:
+            with exchanged(self._averages()), unspoiled_buffers(), torch.enable_grad():
+                for p, _ in grads:
+                    p.grad = None
+                closure()
+            for tower, params in due:
+                tower.measure(params, [p.grad for p in params])
+        finally:
+            self._probing = False
+            for p, grad in grads:
+                p.grad = grad
+
+    def _averages(self) -> list[tuple[Tensor, Tensor]]:
+        """Parameters, and their averages."""
+        return [(params[i], average) for tower, params in self._averaging() for i, average in tower.averages()]
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """`with opt.averaged():` the parameters have their averages, by which a stack that measures there is judged.
+
+        They come back bit for bit. Where a stack keeps no averages, nothing changes. BatchNorm's statistics stay those
+        of the live weights: torch.optim.swa_utils.update_bn finds others.
+        """
+        return nullcontext() if self._live else exchanged(self._averages())
+
+    def eval(self) -> None:
+        """Put the averages in place until `train()`, as in schedule_free. Where a stack keeps none, nothing changes."""
+        if not self._live:
+            averages = self._averages()
+            self._live = copies(p for p, _ in averages)
+            write(averages)
+
+    def train(self) -> None:
+        """Put the live weights back, bit for bit."""
+        write(self._live)
+        self._live = []
+
     def backward(self, losses: Tensor, weight: float = 1.0) -> None:
         """Backpropagate per-example losses of any shape, reduced as the primary level wants them: see `loss`."""
         self.loss(losses, weight).backward()
@@ -155,7 +226,7 @@ class HyperOptimizer(torch.optim.Optimizer):
         limiter = self._limiter()
         if limiter is None:
             return losses.mean() * weight if weight != 1 else losses.mean()
-        heard = torch.is_grad_enabled() and losses.requires_grad
+        heard = torch.is_grad_enabled() and losses.requires_grad and not self._probing
         found = limiter.limit(losses, heard)
         limited = (found.weights * losses + found.offsets).mean()
         if weight != 1:
@@ -235,11 +306,13 @@ class HyperOptimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._losses = Losses()
+        self._probing, self._live = False, []
         saved = self.state.pop("towers", {})  # type: ignore[call-overload]
         self._towers = [_tower(group) for group in self.param_groups]
         for i, (tower, group) in enumerate(zip(self._towers, self.param_groups, strict=True)):
             if i in saved:
                 tower.restore(saved[i], group["params"])
+                self._live += [(group["params"][j], live.clone()) for j, live in saved[i].get("live", [])]
                 self._show_state(tower, group["params"])
 
     def __repr__(self) -> str:
@@ -249,7 +322,16 @@ class HyperOptimizer(torch.optim.Optimizer):
 
     def _export(self) -> dict[int, dict[str, Any]]:
         pairs = zip(self._towers, self.param_groups, strict=True)
-        return {i: {**tower.export(), "shapes": _shapes(group)} for i, (tower, group) in enumerate(pairs)}
+        return {
+            i: {**tower.export(), "shapes": _shapes(group), **self._kept(group)}
+            for i, (tower, group) in enumerate(pairs)
+        }
+
+    def _kept(self, group: dict[str, Any]) -> dict[str, Any]:
+        """The live weights of a group, where averages are in place."""
+        place = {id(p): i for i, p in enumerate(group["params"])}
+        live = [(place[id(p)], x) for p, x in self._live if id(p) in place]
+        return {"live": live} if live else {}
 
     def _show_state(self, tower: Tower, params: list[Tensor]) -> None:
         """Let `state[p]` show each parameter's part of the flat buffers, as torch's optimizers do."""
@@ -272,7 +354,7 @@ def _as_stack(stack: object) -> Stack:
 
 def _tower(group: dict[str, Any]) -> Tower:
     names = group.get("param_names")
-    return Tower(parse(group["stack"]), group["params"], group["nonfinite"], group["compile"], names)
+    return make_tower(parse(group["stack"]), group["params"], group["nonfinite"], group["compile"], names)
 
 
 def _refuse_unknown(group: dict[str, Any]) -> None:

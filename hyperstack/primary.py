@@ -26,18 +26,25 @@ from hyperstack.tape import SplitTape, Tape, Tapes
 
 class Primary:
     """Pull and push of one level; `measures`: whether anything above asks for the derivative; `sloped`: whether for its
-    size as well.
+    size as well; `kept`: what buckets keep beside, see `Bucket`.
     """
 
-    def __init__(self, level: Level, tapes: Tapes, measured: bool, sloped: bool) -> None:
-        self.level, self.tapes, self.sloped = level, tapes, sloped
+    def __init__(
+        self,
+        level: Level,
+        tapes: Tapes,
+        measured: bool,
+        sloped: bool,
+        kept: Callable[[Tensor, Tensors], Tensors] | None = None,
+    ) -> None:
+        self.level, self.tapes, self.sloped, self.kept = level, tapes, sloped, kept
         self.measures = measured and bool(level.depends)
 
     def bucket(self, index: list[int], tensors: Sequence[Tensor]) -> Bucket:
         """A new bucket of the tensors at `index`."""
         chosen = [tensors[i] for i in index]
         how = {"recorded": self.measures, "fused": self.tapes.fused, "sloped": self.sloped}
-        return Bucket(self.level, index, chosen, **how)
+        return Bucket(self.level, index, chosen, **how, kept=self.kept)
 
     def pull(self, bucket: Bucket, grads: Sequence[Tensor] | None) -> Tensor:
         """The products of cotangents with the derivative of a bucket's last update by each coefficient in `depends`.
@@ -60,7 +67,7 @@ class Primary:
                 for name in bucket.states:  # last, because `left` refers to the state before
                     part[name].copy_(outputs[name])
             else:
-                tape = self._tape("pull", bucket, block, self.derivative, bucket.states)
+                tape = self.tape("pull", bucket, block, self.derivative, bucket.states)
                 products = tape({**inputs, "cotangent": cotangent})["products"]
             total = total + products if i else products
         bucket.pending, bucket.ahead = False, None
@@ -77,7 +84,7 @@ class Primary:
                 found = bucket.ahead[0]
             else:
                 states = () if self.measures else bucket.states
-                found = self._tape("push", bucket, block, self.moved, states)(inputs)
+                found = self.tape("push", bucket, block, self.moved, states)(inputs)
             bucket.measure(block, found)
             block.add(tensors, found["delta"])
         bucket.pending = self.measures
@@ -85,7 +92,7 @@ class Primary:
     def _ahead(self, bucket: Bucket, block: Block) -> SplitTape:
         return self.tapes.split(("ahead", bucket.index[0]), partial(self.both, bucket, block), "cotangent")
 
-    def _tape(
+    def tape(
         self,
         name: Hashable,
         bucket: Bucket,
@@ -110,7 +117,7 @@ class Primary:
         """The update and its derivative."""
         leaves = {name: inputs[name].detach().requires_grad_() for name in self.level.depends}
         with torch.enable_grad():
-            delta, after = self._update(bucket, block, {**inputs, **leaves}, section(inputs, "tangent."))
+            delta, after = self.update(bucket, block, {**inputs, **leaves}, section(inputs, "tangent."))
             derivatives = columns(delta, list(leaves.values())) if self.sloped else []
             products = pullback([delta], list(leaves.values()), [inputs["cotangent"]])
         if self.sloped:
@@ -134,16 +141,17 @@ class Primary:
 
     def moved(self, bucket: Bucket, block: Block, inputs: Tensors) -> Tensors:
         """The update, and the state after it where that is not left to the pull."""
-        delta, after = self._update(bucket, block, inputs)
+        delta, after = self.update(bucket, block, inputs)
         return {"delta": delta, **self._layers(after), **({} if self.measures else _states(after))}
 
     def _layers(self, after: Tensors) -> Tensors:
         """What the rule found of each tensor in this update, for the record."""
         return {f"layer.{name}": after[name].detach() for name in self.level.layer_states}
 
-    def _update(
+    def update(
         self, bucket: Bucket, block: Block, inputs: Tensors, tangents: Tensors | None = None
     ) -> tuple[Tensor, Tensors]:
+        """The rule's update of a block, and the state after it."""
         coefficients = {name: inputs[name] for name in bucket.layout.shapes}
         mine = {name: c[block.tensors] if c.dim() else c for name, c in coefficients.items()}
         state, params = section(inputs, "state."), inputs.get("params")
@@ -164,12 +172,12 @@ class FusedPrimary(Primary):
         known = {"coefficients": bucket.coefficients}
         if grads is None:
             for block, part in zip(bucket.blocks, bucket.parts, strict=True):
-                self._tape("settle", bucket, block, self._settled, bucket.states)({**part, **known})
+                self.tape("settle", bucket, block, self._settled, bucket.states)({**part, **known})
             bucket.pending = False
             return bucket.nothing
         found = []
         for block, part, grad in zip(bucket.blocks, bucket.parts, grads, strict=True):
-            tape = self._tape(("pull", grad.dtype), bucket, block, self.products, ())
+            tape = self.tape(("pull", grad.dtype), bucket, block, self.products, ())
             found.append(tape({**part, **known, "cotangent": grad})["products"])
         return torch.stack(found).sum(0) if len(found) > 1 else found[0]
 
@@ -186,7 +194,7 @@ class FusedPrimary(Primary):
             # Tensors gathered together may share storage: each adds what it moves, instead of writing where it is.
             together = block.piece is None
             key = ("push", bucket.pending, together, grad.dtype, target.dtype)
-            found = self._tape(key, bucket, block, self.pushed, writes if together else ["target", *writes])(inputs)
+            found = self.tape(key, bucket, block, self.pushed, writes if together else ["target", *writes])(inputs)
             bucket.measure(block, found)
             if together:
                 block.add(tensors, found["delta"])
@@ -203,14 +211,14 @@ class FusedPrimary(Primary):
 
     def _settled(self, bucket: Bucket, block: Block, inputs: Tensors) -> Tensors:
         numbers = bucket.layout.unpack(inputs["coefficients"])
-        return _states(self._update(bucket, block, {**inputs, **numbers})[1])
+        return _states(self.update(bucket, block, {**inputs, **numbers})[1])
 
     def pushed(self, bucket: Bucket, block: Block, inputs: Tensors) -> Tensors:
         """The update, the record of it, and the state before it."""
         before, numbers = inputs.get("before"), bucket.layout.unpack(inputs["coefficients"])
         state = {} if before is None else self._settled(bucket, block, {**inputs, "coefficients": before})
         record = {"grad": inputs["gradient"].to(bucket.dtype), "params": inputs["target"].to(bucket.dtype)}
-        delta, after = self._update(bucket, block, {**inputs, **numbers, **state, **record})
+        delta, after = self.update(bucket, block, {**inputs, **numbers, **state, **record})
         kept = {name: record[name] for name in bucket.records}
         moved = {"delta": delta} if block.piece is None else {"target": inputs["target"] + delta}
         return {**moved, **self._layers(after), **kept, **(state if self.measures else _states(after))}

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from hyperstack.errors import InputError
 from hyperstack.hyperparameter import Free, Hyperparameter, Resolved, Setting, Value, as_setting
+from hyperstack.measuring import Average, Live
 from hyperstack.transforms import Cumulative, State, Transform, register
 
 if TYPE_CHECKING:
@@ -81,7 +82,8 @@ class Rule(ABC, metaclass=RuleType):
 
     An instance is a level. Positional argument: `lr`. Keywords: hyperparameters (a number, or a number in
     `fixed`, `learned`, `per_tensor`, `lin`, `log`, `square`, `logit`, or a `free` name), options, and `clip`:
-    True for cumulative-average clipping of the gradient that this level receives, or a list of transforms.
+    True for cumulative-average clipping of the gradient that this level receives, or a list of transforms. `at`: where
+    the level above the primary one measures hypergradients, `live` or `average(0.99)`.
     Instances are immutable, comparable and hashable, and print as the text form. `upper_ratio` is how a level above
     starts where its rate is not given: at so many times this rule's rate. Measured; cautious for a new rule.
 
@@ -99,6 +101,7 @@ class Rule(ABC, metaclass=RuleType):
     settings: Mapping[str, Setting]
     chosen: Mapping[str, bool | float]
     clip: tuple[Transform, ...]
+    at: Average | None
 
     def __init_subclass__(cls) -> None:
         declared = {**cls.hyperparameters, **cls.options, **vars(cls)}  # a plain value settles an inherited one
@@ -121,6 +124,7 @@ class Rule(ABC, metaclass=RuleType):
         object.__setattr__(self, "settings", MappingProxyType(settings))
         object.__setattr__(self, "chosen", MappingProxyType(chosen))
         object.__setattr__(self, "clip", checked.get("clip", ()))
+        object.__setattr__(self, "at", checked.get("at"))
         if not self.free_names:
             self.refuse({name: r.value for name, r in self.resolve().items()})
 
@@ -131,6 +135,10 @@ class Rule(ABC, metaclass=RuleType):
             raise InputError(
                 what, why="groups share what moves their parameters", instead="share it on the primary level"
             )
+        if self.at is not None and k != 1:
+            what = f"at={self.at} has no meaning on level {k}"
+            why = "higher levels move when level 1 does" if k else "the primary level measures nothing"
+            raise InputError(what, why=why, instead="write it on level 1, the one above the primary level")
         for transform in self.clip:
             if k == 0 and transform.reads_slope:
                 what = f"{transform.name} has no meaning on the primary level"
@@ -144,14 +152,16 @@ class Rule(ABC, metaclass=RuleType):
         """One argument in its canonical form, or an InputError that says what is wrong with it."""
         if name == "clip":
             return _as_transforms(value)
+        if name == "at":
+            return _as_place(value)
         if name in cls.options:
             return cls.options[name].check(name, value)
         if name not in cls.hyperparameters:
-            known = [*cls.hyperparameters, *cls.options, "clip"]
+            known = [*cls.hyperparameters, *cls.options, "clip", "at"]
             raise InputError(f"{cls.__name__} has no {name!r}", instead=nearest(name, known))
         setting = as_setting(value)
         if isinstance(setting.value, Free):
-            if setting.value.name in ("clip", *cls.options, *RULES):
+            if setting.value.name in ("clip", "at", *cls.options, *RULES):
                 what = f"{cls.__name__}'s {name}: {setting.value.name} is no number"
                 raise InputError(what, instead="write a number, or a free name such as α")
         else:
@@ -223,7 +233,7 @@ class Rule(ABC, metaclass=RuleType):
 
     def having(self, settings: Mapping[str, Setting]) -> Rule:
         """This level with other settings."""
-        return type(self)(**settings, **self.chosen, clip=self.clip)
+        return type(self)(**settings, **self.chosen, clip=self.clip, at=self.at)
 
     def __str__(self) -> str:
         parts = self._parts()
@@ -238,12 +248,12 @@ class Rule(ABC, metaclass=RuleType):
         parts += [f"{k}={v!r}" for k, v in self.chosen.items() if v is not True]
         if self.clip and not plain:
             parts.append(f"clip=[{', '.join(map(str, self.clip))}]")
-        return parts
+        return parts + [f"at={self.at}"] * (self.at is not None)
 
     __repr__ = __str__
 
     def _identity(self) -> tuple[object, ...]:
-        return type(self).__name__, tuple(self.settings.items()), tuple(self.chosen.items()), self.clip
+        return type(self).__name__, tuple(self.settings.items()), tuple(self.chosen.items()), self.clip, self.at
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Rule) and self._identity() == other._identity()
@@ -255,7 +265,7 @@ class Rule(ABC, metaclass=RuleType):
         raise AttributeError(f"a level is immutable: make another one instead of setting {name}")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), {**self.settings, **self.chosen, "clip": self.clip})
+        return _rebuild, (type(self), {**self.settings, **self.chosen, "clip": self.clip, "at": self.at})
 
     def __truediv__(self, other: object) -> Stack:
         return Stack.of(self) / other
@@ -280,6 +290,15 @@ def _as_transforms(value: object) -> tuple[Transform, ...]:
         if not isinstance(made[-1], Transform):
             raise InputError(f"{item!r} is no gradient transform", instead="write clip=True, or a list of transforms")
     return tuple(made)
+
+
+def _as_place(value: object) -> Average | None:
+    value = value() if value is Live else value
+    if value is None or isinstance(value, Live):
+        return None
+    if isinstance(value, Average):
+        return value
+    raise InputError(f"{value!r} is no place to measure at", instead="write at=live or at=average(0.99, every=10)")
 
 
 class Stack:

@@ -33,6 +33,7 @@ def shape(stack: Stack) -> Hashable:
             type(rule),
             tuple(rule.chosen.items()),
             rule.clip,
+            rule.at,
             rule.base if isinstance(rule, Wrapper) else None,
             tuple((n, r.bijection.name, r.learned, r.per_tensor, r.steps, rule.off(n)) for n, r in resolved.items()),
         )

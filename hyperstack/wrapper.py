@@ -72,7 +72,7 @@ class Wrapper(Rule):
         """As `Rule.check`; what is the base's has its place there."""
         if name == "base":
             return value
-        inner = {"clip", *(k for rule in RULES.values() for k in (*rule.hyperparameters, *rule.options))}
+        inner = {"clip", "at", *(k for rule in RULES.values() for k in (*rule.hyperparameters, *rule.options))}
         if name in inner and name not in (*cls.hyperparameters, *cls.options):
             raise InputError(
                 f"{name} belongs to the level in {cls.__name__}", instead=f"write {cls.__name__}(Adam({name}=...))"

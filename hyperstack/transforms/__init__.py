@@ -9,8 +9,9 @@ A transform is an immutable value carried by a level. Its two functions are pure
 tensor was multiplied by, for the record.
 """
 
+from hyperstack.choices import option
 from hyperstack.transforms.adaptive import AGC, Adaptive, Percentile
-from hyperstack.transforms.base import TRANSFORMS, Context, State, Transform, option, register
+from hyperstack.transforms.base import TRANSFORMS, Context, State, Transform, register
 from hyperstack.transforms.clipping import Cumulative, Norm, Value
 from hyperstack.transforms.direction import Centralize, Cosine, Normalize
 

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
+from hyperstack.choices import option
 from hyperstack.hyperparameter import POSITIVE, Interval
 from hyperstack.numerics import spread_bound
-from hyperstack.transforms.base import PER, Context, State, Transform, norm_factor, norms, option, ratio
+from hyperstack.transforms.base import PER, Context, State, Transform, norm_factor, norms, ratio
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import MISSING, Field, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
+from hyperstack.choices import Choice
 from hyperstack.errors import InputError
-from hyperstack.hyperparameter import Interval
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,23 +41,13 @@ class Context:
         return Context(self.segments.part(chosen), params, slope)
 
 
-def option(default: Any = MISSING, domain: Interval | tuple[str, ...] | None = None, doc: str = "") -> Any:
-    """A field of a transform whose values are checked: `domain` is where numbers lie, or the texts to choose from.
-
-    A number whose default is an int is a whole one.
-    """
-    return field(default=default, metadata={"domain": domain, "doc": doc})
-
-
 @dataclass(frozen=True)
-class Transform(ABC):
-    """Base of the gradient transforms. Subclasses are frozen dataclasses whose fields are their options: numbers,
-    flags or texts; defining one makes it known to the text form under `name`. A field made by `option` is checked.
+class Transform(Choice, ABC):
+    """Base of the gradient transforms: see `Choice`. Defining one makes it known to the text form under `name`.
 
     `names` restricts it to tensors whose names match a pattern such as "*.weight" or "lr"; the others pass as they are.
     """
 
-    name: ClassVar[str]
     reads_params: ClassVar[bool] = False
     reads_slope: ClassVar[bool] = False
 
@@ -70,9 +60,7 @@ class Transform(ABC):
         if not isinstance(self.names, str) or not self.names.strip():
             what = "empty" if isinstance(self.names, str) else f"{self.names!r}, which is no text"
             raise InputError(f"{self.name}: names is {what}", instead='write a pattern such as names="*.weight"')
-        for f in fields(self):
-            if "domain" in f.metadata:
-                object.__setattr__(self, f.name, _checked(f"{self.name}'s {f.name}", f, getattr(self, f.name)))
+        super().__post_init__()
 
     @abstractmethod
     def init(self, segments: Segments, like: Tensor) -> State:
@@ -103,15 +91,6 @@ class Transform(ABC):
         state = {name: x.index_copy(0, index, after[name]) for name, x in state.items()}
         return torch.cat(parts), state, factor.index_copy(0, index, factors)
 
-    def __str__(self) -> str:
-        given = [(f.default, f.name, getattr(self, f.name)) for f in fields(self) if f.name != "names"]
-        parts = [repr(value) for default, _, value in given if default is MISSING][:1]
-        given = [g for g in given if g[0] is not MISSING] if parts else given
-        parts += [name for default, name, value in given if value is True and default is not True]
-        parts += [f"{n}={v!r}" for default, n, v in given if v != default and not (v is True and default is not True)]
-        parts += [f"names={self.names!r}"] * (self.names != "*")
-        return f"{self.name}({', '.join(parts)})" if parts else self.name
-
 
 def register(registry: dict[str, type], name: str, cls: type) -> None:
     """Add `cls` under `name`; a second, different class of that name is an error, not a replacement."""
@@ -122,25 +101,6 @@ def register(registry: dict[str, type], name: str, cls: type) -> None:
             instead="give the new class another name",
         )
     registry[name] = cls
-
-
-def _checked(what: str, f: Field[Any], value: Any) -> Any:
-    """The value of a field in its own type, or an InputError."""
-    domain = f.metadata["domain"]
-    if isinstance(f.default, bool):
-        if isinstance(value, bool):
-            return value
-        raise InputError(f"{what} is a flag, not {value!r}", instead=f"write {f.name}=True or leave it out")
-    if isinstance(domain, tuple):
-        if value in domain:
-            return value
-        hint = " or ".join(f'{f.name}="{choice}"' for choice in domain)
-        raise InputError(f"{what} is {value!r}", instead=f"write {hint}")
-    kind = int if isinstance(f.default, int) else float
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and value in domain and kind(value) == value:
-        return kind(value)
-    wanted = "a whole number" if kind is int else "a number"
-    raise InputError(f"{what} is {value!r}", instead=f"give {wanted} in {domain}")
 
 
 def norms(segments: Segments, flat: Tensor, per: str) -> Tensor:

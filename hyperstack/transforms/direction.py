@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from hyperstack.transforms.base import PER, Context, State, Transform, norms, option, ratio
+from hyperstack.choices import option
+from hyperstack.transforms.base import PER, Context, State, Transform, norms, ratio
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,0 +1,95 @@
+"""The tower whose level 1 measures hypergradients at the running average of the weights: see `window`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hyperstack.climb import Climb
+from hyperstack.engine import Begun, Tower
+from hyperstack.layout import Tensors
+from hyperstack.primary import FusedPrimary, Primary
+from hyperstack.rule import Stack
+from hyperstack.window import Window
+
+
+class AveragingTower(Tower):
+    """A tower whose level 1 measures at averages. `count`: the steps done; `measured`: what was found for the next."""
+
+    window: Window
+    count = 0
+    measured: Tensors | None = None
+
+    def _climb(self, skips: bool) -> Climb:
+        place = self.stack[1].at
+        assert place is not None
+        self.window = Window(self.levels[0], place)
+        return Climb(self.levels, skips, self.window.traced)
+
+    def _primary(self) -> Primary:
+        kind = FusedPrimary if self.tapes.fused else Primary
+        return kind(self.levels[0], self.tapes, measured=False, sloped=False, kept=self.window.flats)
+
+    @property
+    def due(self) -> bool:
+        """Whether the next step begins with a measurement."""
+        return self.count > 0 and self.count % self.window.place.every == 0
+
+    @torch.no_grad()
+    def measure(self, tensors: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
+        """Take note of the gradients at the averages, for the step that comes."""
+        self.arrange(tensors, grads)
+        self.measured = self.window.measure(self.buckets, grads, self.cells)
+
+    def finish(self, begun: Begun, shared: Tensors | None = None) -> None:
+        """As of every tower; and then the averages follow."""
+        bounded = self.window.place.bound > 0 and self.count < self.window.place.every
+        before = [t.detach().clone() for t in begun.tensors] if bounded else []
+        self.count += 1
+        super().finish(begun, shared)
+        if bounded:
+            self.window.restrain(before, begun.tensors, self.climb.layout.unpack(self.cells)["0.raw"])
+        for bucket in self.buckets:
+            if self.measured is not None:
+                self.window.begin(bucket)
+            self.window.follow(bucket, bucket.pick(begun.tensors) or [], self.window.place.kept(self.count))
+        self.measured = None
+
+    def climbed(self, inputs: Tensors) -> Tensors:
+        """Between measurements nothing is learned."""
+        if self.measured is None:
+            return self.tapes.small(("rest",), partial(self.climb.rest, self.buckets))(inputs)
+        return super().climbed({**inputs, **self.measured})
+
+    def push(self, b: int, tensors: list[Tensor], grads: Sequence[Tensor], outputs: Tensors) -> None:
+        """As of every tower; before it, derivatives are carried on."""
+        if self.window.traced:
+            bucket = self.buckets[b]
+            kept = self.number(self.window.place.kept(self.count)).to(bucket.device, bucket.dtype)
+            numbers = {"coefficients": outputs[f"coefficients.{b}"], "slopes": outputs[f"slopes.{b}"], "kept": kept}
+            self.window.trace(self.primary, bucket, tensors, grads, numbers)
+        super().push(b, tensors, grads, outputs)
+
+    def averages(self) -> Iterator[tuple[int, Tensor]]:
+        """The place of each tensor that was ever moved, and its average: views."""
+        for bucket in self.buckets:
+            yield from zip(bucket.index, bucket.segments.tensors(bucket.flats["average"]), strict=True)
+
+    def export(self) -> dict[str, Any]:
+        """As of every tower."""
+        return {**super().export(), "count": self.count}
+
+    def restore(self, saved: dict[str, Any], tensors: Sequence[Tensor]) -> None:
+        """As of every tower."""
+        super().restore(saved, tensors)
+        self.count, self.measured = int(saved["count"]), None
+
+
+def make_tower(stack: Stack, *arguments: Any, **more: Any) -> Tower:
+    """The tower of a stack, as it measures: see `Tower`."""
+    averaging = len(stack) > 1 and stack[1].at is not None
+    return (AveragingTower if averaging else Tower)(stack, *arguments, **more)

@@ -1,0 +1,49 @@
+"""Where a level above the primary one measures hypergradients: at the live weights, or at their running average."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from hyperstack.choices import Choice, option
+from hyperstack.hyperparameter import NON_NEGATIVE, UNIT, Interval
+
+
+@dataclass(frozen=True)
+class Live(Choice):
+    """At the weights as they are one step later: published, free, the default."""
+
+    name: ClassVar[str] = "live"
+
+
+@dataclass(frozen=True)
+class Average(Choice):
+    """At the running average of the weights, every so many steps.
+
+        θ̄ <- a θ̄ + (1 - a) θ        a = min(decay, t / (t + warmup)) at step t
+
+    Before each step number `every` + 1, 2 `every` + 1, ..., the gradient ḡ of that step's loss is taken at θ̄ as well.
+    The hypergradient of h is ḡ · d, where d is the derivative by h of what the steps since the last time moved θ̄:
+    see `window` for what it is made of, and what is dropped. The levels above move at these steps only.
+
+    One-step hypergradients are short-sighted: at the noise floor the last step always looks too long. θ̄ looks back over
+    1 / (1 - decay) steps and is below that floor. Ours, without a publication.
+
+    `bound` helps a rate that starts too high, before any hypergradient is known: in the first `every` steps, no update
+    changes a tensor by more than this share of its norm (tensors that are 0 may move freely). Where it would, update
+    and rate are made smaller, which takes a rate that is learned as log. 0 is off.
+    """
+
+    name: ClassVar[str] = "average"
+
+    decay: float = option(domain=UNIT, doc="how much of the average is kept at each step, once it is warm")
+    every: int = option(10, Interval(1.0), "steps between two measurements")
+    warmup: int = option(10, NON_NEGATIVE, "the average is of the last (t + warmup) / warmup-th of t steps at first")
+    bound: float = option(0.0, NON_NEGATIVE, "the largest relative update in the first steps; 0: any")
+
+    def kept(self, t: int) -> float:
+        """How much of the average step t keeps, 1 being the first."""
+        return min(self.decay, t / (t + self.warmup))
+
+
+MEASURED: dict[str, type[Choice]] = {cls.name: cls for cls in (Live, Average)}

@@ -1,0 +1,210 @@
+"""Hypergradients measured at the running average of the weights, over a window of steps.
+
+The average follows the weights, with a the share of it that step t keeps (`measuring.Average`):
+
+    θ_t = θ_{t-1} + u_t          u_t = U(g_t, s_{t-1}; h)         s_t = S(g_t, s_{t-1}; h)
+    θ̄_t = a θ̄_{t-1} + (1-a) θ_t
+
+Shift a hyperparameter h by the same small amount in all steps, and let a dot be the derivative by that. Forward:
+
+    ṡ_t = ∂S/∂h + ∂S/∂s ṡ_{t-1}      u̇_t = ∂U/∂h + ∂U/∂s ṡ_{t-1}      θ̇_t = θ̇_{t-1} + u̇_t
+
+What the average moved in a window that began at step τ is θ̄_t - θ̄_τ, and the hypergradient measured at its end is
+
+    ĝ = ḡ · d        d = ∂(θ̄_t - θ̄_τ)/∂h        ḡ = ∇L(θ̄_t), of a batch that no update has seen yet
+
+With e = θ̇ - θ̄̇, how far a shift has moved the weights ahead of their average, d needs nothing that grows with the steps:
+
+    d_t = d_{t-1} + (1-a)(e_{t-1} + u̇_t)      e_t = a (e_{t-1} + u̇_t)      d = 0 where a window begins
+
+**What is dropped**: that gradients were taken elsewhere, ∂U/∂g H θ̇ with the Hessian H of the losses; that weight decay
+and trust ratios read parameters that are elsewhere, ∂U/∂θ θ̇; and that h itself was learned from them. Where losses
+are linear and nothing reads the parameters, d is exact.
+
+For the logarithm of a rate, in proportion to which the updates are, u̇ = u, so that e = θ - θ̄ and d = θ̄_t - θ̄_τ, what
+the average did move: no derivative is taken, and two buffers are kept, θ̄ and θ̄_τ. For each other hyperparameter that is
+learned there are d, e and ṡ, as large as the parameters and their state, and u̇ is taken at every step.
+
+By the chain of `engine`, the levels above go on from ĝ as they do from a live one: each moves when level 1 does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor
+
+from hyperstack.buffers import Block, Bucket
+from hyperstack.derivatives import columns
+from hyperstack.errors import InputError
+from hyperstack.hyperparameter import Resolved
+from hyperstack.layout import Tensors, section
+from hyperstack.level import Level
+from hyperstack.measuring import Average
+from hyperstack.numerics import Segments
+from hyperstack.primary import Primary
+from hyperstack.rule import Rule
+
+
+class Window:
+    """What a primary level's buckets keep for measuring at averages: `Average` says where.
+
+    `rate`: the name of the rate whose displacement is its own derivative, if it is learned; `traced`: the names of the
+    hyperparameters whose derivative is carried along. In a bucket's flats, "average" is θ̄ and "anchor" θ̄_τ; of each
+    traced NAME, "moved.NAME" is d, "ahead.NAME" e and "carried.NAME.STATE" ṡ.
+    """
+
+    def __init__(self, level: Level, place: Average) -> None:
+        self.level, self.place = level, place
+        as_log = "lr" in level.learned and level.resolved["lr"].bijection.name == "log"
+        self.rate = "lr" if as_log and _proportional(level.rule, level.resolved) else None
+        self.traced = [name for name in level.learned if name != self.rate]
+        if level.tangents:
+            what = f"{level.tangents[0]} acts on single losses, which are measured at the live weights"
+            raise InputError(what, instead=f"write {level.tangents[0]}=fixed(...), or at=live")
+        if place.bound and not as_log:
+            what = f"bound={place.bound:g} needs a rate that it can make smaller"
+            raise InputError(
+                what, instead=f"learn it as log, {type(level.rule).__name__}(log(1e-3)), or leave bound out"
+            )
+
+    # -- what a bucket keeps -------------------------------------------------------------------------------------
+
+    def flats(self, weights: Tensor, states: Tensors) -> Tensors:
+        """What a bucket of these flat `weights`, whose rule has these `states`, keeps from the first step on."""
+        start = weights.clone()
+        kept = {"average": start, **({"anchor": start.clone()} if self.rate else {})}
+        for name in self.traced:
+            kept |= {f"moved.{name}": torch.zeros_like(start), f"ahead.{name}": torch.zeros_like(start)}
+            kept |= {f"carried.{name}.{state}": torch.zeros_like(x) for state, x in states.items()}
+        return kept
+
+    # -- a step ----------------------------------------------------------------------------------------------------
+
+    def trace(
+        self, primary: Primary, bucket: Bucket, tensors: list[Tensor], grads: Sequence[Tensor], numbers: Tensors
+    ) -> None:
+        """Carry derivatives through the update that a push is about to make.
+
+        `numbers`: "coefficients", those of the update; "slopes", [traced, coefficients], their derivatives; "kept", a.
+        """
+        writes = [name for name in bucket.flats if name.split(".")[0] in ("moved", "ahead", "carried")]
+        for block, part, grad in zip(bucket.blocks, bucket.parts, grads, strict=True):
+            inputs = {**part, **numbers, "gradient": grad}
+            if self.level.rule.reads_params:
+                inputs["target"] = block.gather(tensors)
+            function = partial(self._traced, primary)
+            primary.tape(("trace", grad.dtype), bucket, block, function, writes)(inputs)
+
+    def _traced(self, primary: Primary, bucket: Bucket, block: Block, inputs: Tensors) -> Tensors:
+        shifts = {name: torch.zeros_like(inputs["kept"], requires_grad=True) for name in self.traced}
+        coefficients = bucket.layout.unpack(inputs["coefficients"])
+        shifted = {"grad": inputs["gradient"].to(bucket.dtype)}
+        if "target" in inputs:
+            shifted["params"] = inputs["target"].to(bucket.dtype)
+        shifted |= {name: inputs[name] for name in bucket.states}
+        with torch.enable_grad():
+            for i, (name, shift) in enumerate(shifts.items()):
+                slopes = bucket.layout.unpack(inputs["slopes"][i])
+                coefficients = {n: c + shift * slopes[n] for n, c in coefficients.items()}
+                for state, carried in section(inputs, f"carried.{name}.").items():
+                    shifted[f"state.{state}"] = shifted[f"state.{state}"] + shift * carried
+            delta, after = primary.update(bucket, block, {**shifted, **coefficients})
+            leaves = list(shifts.values())
+            changes = dict(zip(shifts, columns(delta, leaves), strict=True))
+            carried_on = {state: columns(x, leaves) for state, x in after.items()}
+        found: Tensors = {}
+        for i, name in enumerate(shifts):
+            ahead = inputs[f"ahead.{name}"] + changes[name]
+            found[f"moved.{name}"] = inputs[f"moved.{name}"] + (1 - inputs["kept"]) * ahead
+            found[f"ahead.{name}"] = inputs["kept"] * ahead
+            found |= {f"carried.{name}.{state}": each[i] for state, each in carried_on.items()}
+        return found
+
+    def follow(self, bucket: Bucket, tensors: list[Tensor], kept: float) -> None:
+        """Let the average follow the weights of a step."""
+        for block, part in zip(bucket.blocks, bucket.parts, strict=True):
+            part["average"].lerp_(block.gather(tensors).to(bucket.dtype), 1 - kept)
+
+    def begin(self, bucket: Bucket) -> None:
+        """A window begins."""
+        for name, flat in bucket.flats.items():
+            if name == "anchor":
+                flat.copy_(bucket.flats["average"])
+            elif name.startswith("moved."):
+                flat.zero_()
+
+    # -- measuring ---------------------------------------------------------------------------------------------------
+
+    def measure(self, buckets: Sequence[Bucket], grads: Sequence[Tensor | None], like: Tensor) -> Tensors:
+        """The hypergradients by the gradients at the averages, as flat raw tensors in the dtype of `like`.
+
+        "received", ĝ; "displacement", ‖d‖; "slope", ‖ḡ‖ ‖d‖.
+        """
+        count = self.level.count
+        products, squares = ({n: like.new_zeros(count) for n in self.level.learned} for _ in range(2))
+        total = like.new_zeros(())
+        for bucket in buckets:
+            if (mine := bucket.pick(grads)) is None:
+                continue
+            flat = torch.cat([g.to(bucket.dtype) for g in bucket.gather(mine)])
+            total = total + flat.square().sum().to(like)
+            place = bucket.place.to(like.device)
+            for name in self.level.learned:
+                d = (
+                    bucket.flats["average"] - bucket.flats["anchor"]
+                    if name == self.rate
+                    else bucket.flats[f"moved.{name}"]
+                )
+                for sums, x in ((products, flat * d), (squares, d.square())):
+                    sums[name].index_copy_(0, place, _sums(bucket.segments, x).to(like))
+        parts = {"received": self._packed(products), "displacement": self._packed(squares).sqrt()}
+        return {**parts, "slope": parts["displacement"] * total.sqrt()}
+
+    def _derivative(self, bucket: Bucket, name: str) -> Tensor:
+        """d of one hyperparameter."""
+        flats = bucket.flats
+        return flats["average"] - flats["anchor"] if name == self.rate else flats[f"moved.{name}"]
+
+    def _packed(self, each: Tensors) -> Tensor:
+        """Numbers of each tensor as the flat raw tensor has them: their sum, where there is one number for all."""
+        layout = self.level.layout
+        return layout.pack({name: x if layout.shapes[name] else x.sum() for name, x in each.items()})
+
+    # -- the first steps -----------------------------------------------------------------------------------------------
+
+    def restrain(self, before: Sequence[Tensor], tensors: Sequence[Tensor], raw: Tensor) -> None:
+        """Shorten an update that was too large for some tensor, and make the rate smaller by as much."""
+        sizes = [(t - b).norm().to(raw) for t, b in zip(tensors, before, strict=True)]
+        norms = torch.stack([b.norm().to(raw) for b in before])
+        relative = torch.where(norms > 0, torch.stack(sizes) / norms, 0.0)
+        factor = torch.where(torch.isfinite(relative), (self.place.bound / relative).clamp(max=1), 1.0)
+        rate = self.level.layout.unpack(raw)["lr"]
+        if not rate.dim():
+            factor = factor.min().expand(len(before))
+        for t, b, share in zip(tensors, before, factor.unbind(), strict=True):
+            t.copy_(torch.lerp(b, t, share.to(t)))
+        rate.add_((factor if rate.dim() else factor[0]).log())
+
+
+def _sums(segments: Segments, flat: Tensor) -> Tensor:
+    """The sum of each tensor's elements."""
+    return torch.stack([part.sum() for part in flat.split(segments.sizes)])
+
+
+def _proportional(rule: Rule, resolved: dict[str, Resolved]) -> bool:
+    """Whether the rule's updates are in proportion to its rate, asked of the rule itself on a few numbers."""
+    level, segments = Level(rule, resolved, ["0", "1"], torch.device("cpu")), Segments([(2,), (3,)])
+    numbers = torch.linspace(0.3, 1.7, segments.total, dtype=torch.float64)
+    state = {**rule.init(numbers), **rule.init_layers(numbers[:2])}
+    state = {name: x + numbers[: len(x)] for name, x in state.items()}
+    found = []
+    for rate in (1e-3, 2e-3):
+        values = {name: torch.tensor(r.value, dtype=torch.float64) for name, r in resolved.items()}
+        values["lr"] = torch.full_like(numbers[0], rate)
+        coefficients = rule.coefficients(SimpleNamespace(**values), torch.full_like(numbers[0], 3.0))
+        found.append(level.update(numbers, state, coefficients, numbers, segments)[0])
+    return torch.allclose(2 * found[0], found[1], rtol=1e-9, atol=0.0)
