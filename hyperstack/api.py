@@ -1,5 +1,6 @@
 """Everything that `hyperstack` offers by name; importing it loads torch."""
 
+from hyperstack.auto import auto
 from hyperstack.dsl import parse
 from hyperstack.errors import HyperstackError, InputError, RunError, StackError
 from hyperstack.hyperparameter import (
@@ -100,6 +101,7 @@ __all__ = [
     "__version__",
     "adaptive",
     "agc",
+    "auto",
     "average",
     "centralize",
     "cosine",

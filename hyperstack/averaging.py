@@ -50,13 +50,17 @@ class AveragingTower(Tower):
         bounded = self.window.place.bound > 0 and self.count < self.window.place.every
         before = [t.detach().clone() for t in begun.tensors] if bounded else []
         self.count += 1
+        if self.measured is not None:
+            for bucket in self.buckets:
+                self.window.begin(bucket)
         super().finish(begun, shared)
         if bounded:
             self.window.restrain(before, begun.tensors, self.climb.layout.unpack(self.cells)["0.raw"])
-        for bucket in self.buckets:
-            if self.measured is not None:
-                self.window.begin(bucket)
-            self.window.follow(bucket, bucket.pick(begun.tensors) or [], self.window.place.kept(self.count))
+        kept = self.window.place.kept(self.count)
+        for bucket, gradient in zip(self.buckets, begun.gradients, strict=True):
+            if gradient is None:
+                self.window.coast(bucket, kept)
+            self.window.follow(bucket, bucket.pick(begun.tensors) or [], kept)
         self.measured = None
 
     def climbed(self, inputs: Tensors) -> Tensors:

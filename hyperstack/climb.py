@@ -119,9 +119,12 @@ class Climb:
         with torch.enable_grad():
             shifts = [out["schedule"].detach() * 0 for _ in self.traced]
             shifts = [shift.requires_grad_() for shift in shifts]
-            parts = level.layout.unpack(out["0.raw"])
-            parts |= {name: parts[name] + shift for name, shift in zip(self.traced, shifts, strict=True)}
-            values = level.values(level.layout.pack(parts), out["schedule"])
+            raw = out["0.raw"]
+            if shifts:
+                parts = level.layout.unpack(raw)
+                parts |= {name: parts[name] + shift for name, shift in zip(self.traced, shifts, strict=True)}
+                raw = level.layout.pack(parts)
+            values = level.values(raw, out["schedule"])
             for b, step in enumerate(outputs["steps"].clamp(min=1).unbind()):
                 bucket = buckets[b]
                 coefficients = bucket.layout.pack(level.coefficients(values, step, bucket.index))

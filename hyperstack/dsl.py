@@ -1,6 +1,7 @@
 """The text form of a stack: a strict subset of Python expressions, read with `ast`, never evaluated.
 
     stack      level / level / ...
+               auto(level), with the arguments of `auto` by name, in the place of the first two
     level      Rule   or   Rule(lr, flag, name=value, ...)
     value      number, free name, or one of these in fixed, learned, per_tensor, shared, lin, log, square, logit, or
                with a number of steps in fixed_after
@@ -14,6 +15,7 @@ All mistakes of one text are found together and raised as one `StackError`.
 from __future__ import annotations
 
 import ast
+import inspect
 import warnings
 from collections import ChainMap
 from collections.abc import Callable, Mapping
@@ -21,6 +23,7 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 import hyperstack.rules  # noqa: F401  (they are known from then on)
+from hyperstack.auto import auto
 from hyperstack.choices import Choice
 from hyperstack.errors import InputError, StackError
 from hyperstack.hyperparameter import MODIFIERS, WORDS, Setting, as_setting, fixed_after, free
@@ -59,10 +62,33 @@ class _Reader:
         nodes = [] if tree is None else self._levels(tree)
         if len(nodes) > Stack.MAX_HEIGHT:
             self._note(nodes[Stack.MAX_HEIGHT], f"a stack has at most {Stack.MAX_HEIGHT} levels, here are {len(nodes)}")
-        levels = [self._placed(node, k) for k, node in enumerate(nodes)]
+        short = self._auto(nodes.pop(0)) if nodes and self._is_auto(nodes[0]) else ()
+        levels = [*short, *(self._placed(node, k) for k, node in enumerate(nodes, len(short)))]
         if self.mistakes:
             raise StackError(self.text, self.mistakes)
         return Stack(level for level in levels if level is not None)
+
+    def _is_auto(self, node: ast.expr) -> bool:
+        name, _ = self._call(node)
+        return name is not None and name.id == auto.__name__
+
+    def _auto(self, node: ast.expr) -> tuple[Rule | None, ...]:
+        """The levels that `auto(...)` is short for."""
+
+        def read(key: str, value: ast.expr) -> Any:
+            if key not in known:
+                raise InputError(f"auto has no {key!r}", instead=nearest(key, known))
+            if key == "base":
+                return self._level(value)
+            return self._value(value) if key == "rate" else self._literal(value)
+
+        known, before = list(inspect.signature(auto).parameters), len(self.mistakes)
+        found = self._arguments(self._call(node)[1], [], "base", read)
+        try:
+            return auto(**found).levels if len(self.mistakes) == before else (None, None)
+        except InputError as error:
+            self._note(node, _on_one_line(error))
+            return (None, None)
 
     def _tree(self) -> ast.expr | None:
         """The syntax tree, or None with the mistake noted."""
@@ -129,7 +155,9 @@ class _Reader:
     def _level(self, node: ast.expr) -> Rule | None:
         name, arguments = self._call(node)
         if name is None or name.id not in LEVELS:
-            if name is None or name.id in WORDS or name.id in TRANSFORMS:
+            if self._is_auto(node):
+                self._note(node, "auto makes the first two levels of a stack, and stands at its beginning")
+            elif name is None or name.id in {*WORDS, *TRANSFORMS, *MEASURED}:
                 self._note(node, "a rule was expected, such as Adam or SGD(1e-5)")
             else:
                 self._note(name, f"no rule is called {name.id}: {nearest(name.id, LEVELS)}")

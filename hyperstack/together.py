@@ -41,19 +41,21 @@ def shape(stack: Stack) -> Hashable:
     )
 
 
-def refuse_wrapped(stack: Stack) -> None:
-    """An InputError where a stack limits single losses, whose running means are of one run."""
+def goes_alone(stack: Stack) -> str:
+    """Why a stack is not trained together with others: "" where it is."""
     if isinstance(stack[0], Wrapper):
-        what = f"{type(stack[0]).__name__} is not trained together with others"
-        raise InputError(what, why="it limits the losses of its own run", instead="train one run after another")
+        return f"{type(stack[0]).__name__} limits the losses of its own run"
+    if len(stack) > 1 and stack[1].at is not None:
+        return f"at={stack[1].at} takes gradients at the averages of its own run"
+    return ""
 
 
 class Together:
     """As many towers as stacks, on tensors of shape [runs, ...]: what `Tower` is to one.
 
-    stacks: of one `shape`, without a wrapper; tensors, names, nonfinite, fused: as for `Tower`, with the axis of runs.
-    All tensors that ever have a gradient have one at each step, and they are of one device and dtype: else a RunError.
-    Each run is the one that its `Tower` would be, but for rounding.
+    stacks: of one `shape`, none that `goes_alone`; tensors, names, nonfinite, fused: as for `Tower`, with the axis of
+    runs. All tensors that ever have a gradient have one at each step, and they are of one device and dtype: else a
+    RunError. Each run is the one that its `Tower` would be, but for rounding.
     """
 
     def __init__(
@@ -66,7 +68,9 @@ class Together:
     ) -> None:
         if len({shape(stack) for stack in stacks}) != 1:
             raise InputError("stacks of several shapes", instead="train together what differs in numbers alone")
-        refuse_wrapped(stacks[0])
+        if why := goes_alone(stacks[0]):
+            what = "this stack is not trained together with others"
+            raise InputError(what, why=why, instead="train one run after another")
         self.runs = len(stacks)
         self.towers = [Tower(s, [t[r] for t in tensors], nonfinite, fused, names) for r, s in enumerate(stacks)]
         self.first = self.towers[0]

@@ -90,13 +90,16 @@ class Trainer:
             after_epoch(self.epochs[-1])
 
     def _step(self, chosen: Tensor) -> Tensor:
-        self.opt.zero_grad()
         inputs, targets = self.source.training(chosen, self.plan.seed, self.epoch, self.batch)
-        losses = self.task.losses(self.model(inputs), targets)
-        self.opt.backward(losses)
-        self.opt.step()
+
+        def closure() -> Tensor:
+            self.opt.zero_grad()
+            losses = self.task.losses(self.model(inputs), targets)
+            self.opt.backward(losses)
+            return losses.detach().mean()
+
+        loss: Tensor = self.opt.step(closure)
         self.steps, self.batch = self.steps + 1, self.batch + 1
-        loss = losses.detach().mean()
         self.total += loss
         return loss
 
@@ -110,9 +113,10 @@ class Trainer:
 
     @torch.no_grad()
     def test_error(self) -> float:
-        """The mean error on the test examples, 0 to 1."""
+        """The mean error on the test examples, 0 to 1; at the averaged weights, where the stack keeps them."""
         self.model.eval()
-        errors = [self.task.error(self.model(inputs), targets) for inputs, targets in self.source.testing()]
+        with self.opt.averaged():
+            errors = [self.task.error(self.model(inputs), targets) for inputs, targets in self.source.testing()]
         self.model.train()
         return float(torch.cat(errors).cpu().double().mean())
 

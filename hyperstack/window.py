@@ -62,6 +62,9 @@ class Window:
         as_log = "lr" in level.learned and level.resolved["lr"].bijection.name == "log"
         self.rate = "lr" if as_log and _proportional(level.rule, level.resolved) else None
         self.traced = [name for name in level.learned if name != self.rate]
+        if level.shared:
+            what = f"{level.shared[0]} is shared between param groups, which measure apart at averages"
+            raise InputError(what, instead="leave shared(...) out, or write at=live")
         if level.tangents:
             what = f"{level.tangents[0]} acts on single losses, which are measured at the live weights"
             raise InputError(what, instead=f"write {level.tangents[0]}=fixed(...), or at=live")
@@ -128,6 +131,13 @@ class Window:
         """Let the average follow the weights of a step."""
         for block, part in zip(bucket.blocks, bucket.parts, strict=True):
             part["average"].lerp_(block.gather(tensors).to(bucket.dtype), 1 - kept)
+
+    def coast(self, bucket: Bucket, kept: float) -> None:
+        """Carry derivatives through a step that leaves a bucket where it is."""
+        for name in self.traced:
+            ahead = bucket.flats[f"ahead.{name}"]
+            bucket.flats[f"moved.{name}"].add_(ahead, alpha=1 - kept)
+            ahead.mul_(kept)
 
     def begin(self, bucket: Bucket) -> None:
         """A window begins."""

@@ -181,10 +181,10 @@ def test_the_positional_argument_is_the_rate(rule):
 
 @every_rule
 def test_an_unknown_name_is_answered_with_the_nearest(rule):
-    for name in (*rule.hyperparameters, *rule.options, "clip"):
+    for name in (*rule.hyperparameters, *rule.options, "clip", "at"):
         assert mistake(rule, **{f"{name}x": 1}) == f"{rule.__name__} has no '{name}x' did you mean {name}?"
         assert f"did you mean {name}?" in mistake(rule, **{f"{name.upper()}_": 1})
-    everything = ", ".join([*rule.hyperparameters, *rule.options, "clip"])
+    everything = ", ".join([*rule.hyperparameters, *rule.options, "clip", "at"])
     assert mistake(rule, ζζζζ=1).endswith(f"choose one of {everything}")
 
 
@@ -242,9 +242,9 @@ def test_clip_refuses_what_is_no_transform(value):
     assert "is no gradient transform" in mistake(hs.SGD, clip=value)
 
 
-@pytest.mark.parametrize("name", sorted({"clip", *RULES, *(k for r in RULES.values() for k in r.options)}))
+@pytest.mark.parametrize("name", sorted({"clip", "at", *RULES, *(k for r in RULES.values() for k in r.options)}))
 def test_a_free_name_is_not_one_that_means_something_else(name):
-    assert name in RULES or any(name in ("clip", *rule.options) for rule in RULES.values())
+    assert name in RULES or any(name in ("clip", "at", *rule.options) for rule in RULES.values())
     for rule in RULES.values():
         if name in ("clip", *RULES, *rule.options):
             assert f"lr: {name} is no number" in mistake(rule, hs.free(name))

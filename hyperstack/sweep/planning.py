@@ -16,8 +16,7 @@ from hyperstack.errors import InputError
 from hyperstack.sweep.grid import Cell, cells
 from hyperstack.tasks import Data, Task
 from hyperstack.telemetry.plan import Plan
-from hyperstack.together import shape
-from hyperstack.wrapper import Wrapper
+from hyperstack.together import goes_alone, shape
 
 MOST = 20
 """Runs of a block at most: more of them gain next to nothing, and are lost together where a sweep is interrupted."""
@@ -93,7 +92,7 @@ def blocks(plan: SweepPlan, of: Sequence[Cell], limit: int, jobs: int = 1) -> li
     groups: dict[Hashable, list[int]] = {}
     for i, cell in enumerate(of):
         stack = cell.stack
-        key: Hashable = ("alone", i) if isinstance(stack[0], Wrapper) else shape(stack)
+        key: Hashable = ("alone", i) if goes_alone(stack) else shape(stack)
         groups.setdefault(key, []).append(i)
     limit = max(1, min(limit, max(FEW, -(-len(of) // max(1, jobs)))))
     found = []
