@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from hyperstack.devices import device_failures
 from hyperstack.errors import InputError
 from hyperstack.level import scalar_dtype
 from hyperstack.optimizer import HyperOptimizer
+from hyperstack.schedule import Schedule
 from hyperstack.tasks import Data, Task
 from hyperstack.telemetry.jsonl import JsonLines
 from hyperstack.telemetry.outputs import outputs
@@ -37,6 +38,13 @@ class Epoch:
     test_error: float
 
 
+class Losses(Protocol):
+    """What is told the loss of each step: a `Recorder`, say."""
+
+    def record(self, step: int, loss: Tensor) -> None:
+        """The loss of step number `step`, from 1: 0-dim, on the device."""
+
+
 # How far training has come: attributes of the trainer, and what each is.
 PROGRESS = {"epoch": int, "batch": int, "steps": int, "seconds": float, "total": Tensor, "diverged": bool}
 
@@ -52,6 +60,8 @@ class Trainer:
         device = data.train_inputs.device
         self.model = task.model().to(device)
         self.opt = HyperOptimizer(self.model.named_parameters(), plan.stack, compile=plan.compile)
+        self.rates = [group["lr"] for group in self.opt.param_groups]
+        self.schedule = Schedule.parse(plan.schedule)
         self.source = Batches(task, data)
         self.epoch = self.batch = self.steps = 0
         self.seconds = 0.0
@@ -71,7 +81,7 @@ class Trainer:
 
     def run(
         self,
-        recorder: Recorder,
+        recorder: Losses,
         stop: Callable[[], bool] = lambda: False,
         after_epoch: Callable[[Epoch], None] = lambda epoch: None,
     ) -> None:
@@ -90,6 +100,9 @@ class Trainer:
             after_epoch(self.epochs[-1])
 
     def _step(self, chosen: Tensor) -> Tensor:
+        factor = self.schedule.factor(self.steps, self.batches * self.plan.epochs)
+        for group, rate in zip(self.opt.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
         self.opt.zero_grad()
         inputs, targets = self.source.training(chosen, self.plan.seed, self.epoch, self.batch)
         losses = self.task.losses(self.model(inputs), targets)
