@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ from hyperstack.devices import device_failures
 from hyperstack.errors import InputError
 from hyperstack.level import scalar_dtype
 from hyperstack.optimizer import HyperOptimizer
+from hyperstack.rivals import Outside, make_optimizer
 from hyperstack.schedule import Schedule
 from hyperstack.tasks import Data, Task
 from hyperstack.telemetry.jsonl import JsonLines
@@ -59,7 +61,7 @@ class Trainer:
         torch.manual_seed(plan.seed)
         device = data.train_inputs.device
         self.model = task.model().to(device)
-        self.opt = HyperOptimizer(self.model.named_parameters(), plan.stack, compile=plan.compile)
+        self.opt = make_optimizer(self.model.named_parameters(), plan.stack, compile=plan.compile)
         self.rates = [group["lr"] for group in self.opt.param_groups]
         self.schedule = Schedule.parse(plan.schedule)
         self.source = Batches(task, data)
@@ -81,11 +83,14 @@ class Trainer:
 
     def run(
         self,
-        recorder: Losses,
+        recorder: Losses | None = None,
         stop: Callable[[], bool] = lambda: False,
         after_epoch: Callable[[Epoch], None] = lambda epoch: None,
     ) -> None:
-        """Train until the plan is fulfilled, the network has diverged, or `stop()` is true after a step."""
+        """Train until the plan is fulfilled, the network has diverged, or `stop()` is true after a step.
+
+        recorder: is told the loss of each step.
+        """
         started = time.perf_counter() - self.seconds
         while not self.finished:
             order = self.source.order(self.plan.seed, self.epoch)
@@ -94,7 +99,8 @@ class Trainer:
                     self.seconds = time.perf_counter() - started
                     return
                 loss = self._step(order[self.batch * self.plan.batch_size : (self.batch + 1) * self.plan.batch_size])
-                recorder.record(self.steps, loss)
+                if recorder is not None:
+                    recorder.record(self.steps, loss)
             self._end_epoch()
             self.seconds = time.perf_counter() - started
             after_epoch(self.epochs[-1])
@@ -125,7 +131,8 @@ class Trainer:
     def test_error(self) -> float:
         """The mean error on the test examples, 0 to 1."""
         self.model.eval()
-        errors = [self.task.error(self.model(inputs), targets) for inputs, targets in self.source.testing()]
+        with self.opt.evaluated() if isinstance(self.opt, Outside) else nullcontext():
+            errors = [self.task.error(self.model(inputs), targets) for inputs, targets in self.source.testing()]
         self.model.train()
         return float(torch.cat(errors).cpu().double().mean())
 
@@ -214,6 +221,8 @@ def train(
     """
     with device_failures():
         trainer = Trainer(plan, task, data)
+        if not isinstance(trainer.opt, HyperOptimizer):
+            raise InputError(f"{plan.stack} is no stack", why="only towers are recorded", instead="give it to a sweep")
         if resume:
             trainer.restore(folder.read_checkpoint(data.train_inputs.device))
         recorded = trainer.steps - trainer.steps % plan.record_every

@@ -34,7 +34,7 @@ WANTED = {
 
 
 def test_the_experiments():
-    assert set(names()) == WANTED
+    assert set(names()) == WANTED | {"rivals"}
 
 
 @pytest.mark.parametrize("name", sorted(WANTED))
@@ -55,7 +55,7 @@ def test_a_file_is_well_formed(name):
                 assert str(stack) == series.bound(value)
                 assert figure is None or 0 <= figure <= 100
             assert any(f is not None for f in series.published) or part.claims
-        assert len(Asked(name, 1.0, None, [], "cpu", "").plan(part).cells()) == part.seeds * sum(
+        assert len(Asked(name, 1.0, None, [], "cpu", "").pieces(part)[0].plan.cells()) == part.seeds * sum(
             len(part.values(series)) for series in part.series
         )
 
@@ -178,11 +178,11 @@ def test_a_share_of_the_work(epochs, seeds, scale):
 def test_shares_of_an_experiment():
     found = load("adam-clip-table-1")
     asked = Asked(found.name, 0.1, None, [], "cpu", "")
-    pairs = [(part, asked.plan(part)) for part in found.parts]
-    assert 0.05 < share(pairs) < 0.15
-    assert hours(found, pairs) == pytest.approx(found.hours * share(pairs[:6]))
-    assert asked.plan(found.parts[0]).epochs == 1
-    assert Asked(found.name, 0.1, 5, [], "cpu", "").plan(found.parts[0]).seeds == [0, 1, 2, 3, 4]
+    pieces = [piece for part in found.parts for piece in asked.pieces(part)]
+    assert 0.05 < share(pieces) < 0.15
+    assert hours(found, pieces) == pytest.approx(found.hours * share(pieces[:6]))
+    assert pieces[0].plan.epochs == 1
+    assert Asked(found.name, 0.1, 5, [], "cpu", "").pieces(found.parts[0])[0].plan.seeds == [0, 1, 2, 3, 4]
 
 
 # ---- verdicts

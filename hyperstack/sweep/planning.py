@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hyperstack.batches import Batches
 from hyperstack.errors import InputError
+from hyperstack.rivals import Rival
 from hyperstack.schedule import CONSTANT
 from hyperstack.sweep.grid import Cell, cells
 from hyperstack.tasks import Data, Task
@@ -94,7 +95,7 @@ def blocks(plan: SweepPlan, of: Sequence[Cell], limit: int, jobs: int = 1) -> li
     groups: dict[Hashable, list[int]] = {}
     for i, cell in enumerate(of):
         stack = cell.stack
-        key: Hashable = ("alone", i) if isinstance(stack[0], Wrapper) else shape(stack)
+        key: Hashable = ("alone", i) if isinstance(stack, Rival) or isinstance(stack[0], Wrapper) else shape(stack)
         groups.setdefault(key, []).append(i)
     limit = max(1, min(limit, max(FEW, -(-len(of) // max(1, jobs)))))
     found = []
