@@ -132,6 +132,7 @@ MALFORMED = {
     "one label twice": ((*SERIES, "label"), "clipping", "different labels"),
     "a claim of nobody": ((*CLAIM, "better"), "clapping", "no series 'clapping'"),
     "a claim elsewhere": ((*CLAIM, "at"), [7.0], "7.0 is not in the grid of α"),
+    "a schedule": ((*PART, "schedule"), "linear", "'linear' is no schedule"),
     "a claim without a place": ((*CLAIM, "at"), ..., "is not in the grid of α"),
 }  # fmt: skip
 
@@ -183,6 +184,23 @@ def test_shares_of_an_experiment():
     assert hours(found, pieces) == pytest.approx(found.hours * share(pieces[:6]))
     assert pieces[0].plan.epochs == 1
     assert Asked(found.name, 0.1, 5, [], "cpu", "").pieces(found.parts[0])[0].plan.seeds == [0, 1, 2, 3, 4]
+
+
+def test_a_drop_comes_in_proportion():
+    found = load("alrc-table-1")
+    part = next(part for part in found.parts if part.name == "quartic-64")
+    whole, half = (Asked(found.name, scale, None, [], "cpu", "").pieces(part)[0].plan for scale in (1.0, 0.1))
+    assert (whole.epochs, whole.schedule) == (128, "drop(54687, 0.1)")
+    assert (half.epochs, half.schedule) == (64, f"drop({round(54687 / 2)}, 0.1)")
+
+
+def test_a_part_under_a_schedule(tiny, tmp_path):
+    tiny["tiny"] = changed((*PART, "schedule"), "drop(10, 0.1)")
+    arguments = ("reproduce", "tiny", "--jobs", 1, "--seeds", 2)
+    code, output, _ = command(*arguments, "--out", "a", "--scale", 0.34, columns=120)
+    assert (code, "schedule drop(5, 0.1)" in output) == (0, True)
+    results = json.loads((tmp_path / "a" / "toy" / "results.json").read_text())
+    assert {result["schedule"] for result in results} == {"drop(5, 0.1)"}
 
 
 # ---- verdicts
