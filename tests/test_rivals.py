@@ -414,14 +414,14 @@ def test_sentences_by_hand():
         "tower, against 4 pairs of a rival and a start: wins 1, loses 1, undecided 2.",
         "tower loses to rival from λ = 0.01 by 1.00 ± 0.25.",
         "tower from its default, λ = 0.01, one run a seed: 4.00 %; the best tuned rival, rival from λ = 0.01, the best "
-        "of 2 runs a seed: 3.00 %: it loses by 1.00 ± 0.25.",
+        "of 2 runs a seed: 3.00 %: the tower loses by 1.00 ± 0.25.",
     ]
     single = {label: {start: {0: x[0]} for start, x in by.items()} for label, by in errors.items()}
     assert standing.sentences(part_of(single, 0.001)) == [
         "tower, against 4 pairs of a rival and a start: wins 0, loses 0, undecided 4.",
         "tower has the larger error than rival from λ = 0.01 by 1.00 (single runs, without an interval).",
         "tower from its default, λ = 0.001, one run a seed: 5.00 %; the best tuned rival, rival from λ = 0.01, the "
-        "best of 2 runs a seed: 3.00 %: undecided, a difference of 2.00.",
+        "best of 2 runs a seed: 3.00 %: undecided, +2.00 from the rival to the tower.",
     ]
 
 

@@ -145,7 +145,7 @@ def sentences(part: Mapping[str, Any]) -> list[str]:
     found = []
     runs = {each["label"]: each["runs"] for each in part["entrants"]}
     for tower in dict.fromkeys(duel["tower"] for duel in part["duels"]):
-        duels = [duel for duel in part["duels"] if duel["tower"] == tower]
+        duels = [duel for duel in part["duels"] if duel["tower"] == tower and duel["mean"] is not None]
         count = {verdict: sum(duel["verdict"] == verdict for duel in duels) for verdict in (WINS, LOSES, OPEN)}
         found.append(
             f"{tower}, against {len(duels)} pairs of a rival and a start: wins {count[WINS]}, loses {count[LOSES]}, "
@@ -161,24 +161,22 @@ def sentences(part: Mapping[str, Any]) -> list[str]:
 def _losses(tower: str, rival: str, duels: Sequence[Mapping[str, Any]]) -> list[str]:
     """Where a tower loses to a rival; of single runs, where its error is larger."""
     single = all(duel["half"] is None for duel in duels)
-    places = [d for d in duels if d["verdict"] == LOSES or (single and d["mean"] is not None and d["mean"] > 0)]
+    places = [d for d in duels if d["verdict"] == LOSES or (single and d["mean"] > 0)]
     if not places:
         return []
     what = "has the larger error than" if single else "loses to"
     behind = " (single runs, without an interval)" if single else ""
-    return [f"{tower} {what} {rival} from {_series(places)}{behind}."]
-
-
-def _series(duels: Sequence[Mapping[str, Any]]) -> str:
-    """Starts, each with the difference: the least and the largest where they are many, in words."""
-    said = [f"{number(d['start'])} by {_difference(d)}" for d in duels]
-    return f"{START} = {', '.join(said)}"
+    said = ", ".join(f"{number(d['start'])} by {_difference(d)}" for d in places)
+    return [f"{tower} {what} {rival} from {START} = {said}{behind}."]
 
 
 def _difference(duel: Mapping[str, Any]) -> str:
     """Without its sign."""
-    half = "" if duel["half"] is None else f" ± {duel['half']:.2f}"
-    return f"{abs(duel['mean']):.2f}{half}"
+    return f"{abs(duel['mean']):.2f}{_half(duel)}"
+
+
+def _half(duel: Mapping[str, Any]) -> str:
+    return "" if duel["half"] is None else f" ± {duel['half']:.2f}"
 
 
 def _default(duel: Mapping[str, Any], runs: Mapping[str, int]) -> str:
@@ -190,5 +188,6 @@ def _default(duel: Mapping[str, Any], runs: Mapping[str, int]) -> str:
     )
     if duel["mean"] is None:
         return f"{one}; {other}: they have no seed in common."
-    outcome = {LOSES: "it loses by", WINS: "it wins by", OPEN: "undecided, a difference of"}[duel["verdict"]]
-    return f"{one}; {other}: {outcome} {_difference(duel)}."
+    if duel["verdict"] == OPEN:
+        return f"{one}; {other}: undecided, {duel['mean']:+.2f}{_half(duel)} from the rival to the tower."
+    return f"{one}; {other}: the tower {duel['verdict']} by {_difference(duel)}."

@@ -76,7 +76,8 @@ def command(
     """Train what the experiment NAME was made of, and show its published figures and the measured ones side by side.
 
     Each figure and each comparison gets a verdict, reproduced, not reproduced or inconclusive, by a rule that is shown
-    with it. The runs are sweeps in a folder of their own: finished ones are kept, and --resume trains the others.
+    with it. A comparison, such as rivals, shows instead how its entrants stand, and where towers lose. The runs are
+    sweeps in a folder of their own: finished ones are kept, and --resume trains the others.
     The outcome also lies there, as results.json.
     """
     from hyperstack.errors import InputError
