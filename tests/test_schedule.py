@@ -177,6 +177,9 @@ def test_on_the_command_line(tmp_path, monkeypatch):
     assert (code, "drop(3, 0.5)" in remarks) == (0, True)
     assert json.loads((tmp_path / "a" / "plan.json").read_text())["schedule"] == "drop(3, 0.5)"
     assert "toy · drop(3, 0.5) · seed 0" in ok("inspect", "a")
+    assert "for more, ask for --epochs 2" in ok("train", "toy", "--out", "a", "--resume")
+    assert command("train", "toy", "--schedule", "cosine", "--epochs", 1, "--out", "d")[0] == 0
+    assert "for more" not in ok("train", "toy", "--out", "d", "--resume")
     arguments = ("sweep", "calm", "--stack", "Adam(α)", "--grid", "α=0.01,0.1", "--epochs", 1, "--jobs", 1)
     assert command(*arguments, "--schedule", "cosine", "--out", "b")[0] == 0
     rows = json.loads((tmp_path / "b" / "results.json").read_text())

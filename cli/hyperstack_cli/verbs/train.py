@@ -201,10 +201,13 @@ def _plan(asked: dict[str, Any], defaults: dict[str, Any]) -> Plan:
 
 def _is_finished(run: RunFolder, plan: Plan) -> bool:
     """Whether a run that is to be resumed has nothing left to do; then its result is shown again."""
+    from hyperstack.schedule import Schedule
+
     summary = run.read_summary()
     if not summary or not summary["finished"] or not (summary["diverged"] or plan.epochs == summary["epochs"]):
         return False
-    more = "" if summary["diverged"] else f"; for more, ask for --epochs {plan.epochs + 1} or higher"
+    ended = summary["diverged"] or Schedule.parse(plan.schedule).knows_the_end
+    more = "" if ended else f"; for more, ask for --epochs {plan.epochs + 1} or higher"
     out().print(f"{run.path} is finished already{more}", soft_wrap=True)
     _report(summary, run, quiet=False)
     return True
