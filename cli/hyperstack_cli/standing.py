@@ -62,8 +62,11 @@ def _cell(row: dict[str, Any], digits: int, between: str) -> str:
 
 
 def summary(part: dict[str, Any], digits: int) -> list[list[str]]:
-    """A heading and a row for each entrant: its best, at its default, the area, and how many runs diverged."""
-    rows = [["", "best", f"at {START}", "of runs a seed", "default", "area", "diverged"]]
+    """A heading and a row for each entrant: its best and of how many runs a seed, at its default, and the area.
+
+    How many runs diverged stands in a last column, where there are any.
+    """
+    rows = [["", "best", f"at {START}", "of runs", "default", "area", "diverged"]]
     for each in part["entrants"]:
         at = {row["start"]: _cell(row, digits, " ") for row in each["rows"]}
         total = each["area"]
@@ -72,7 +75,7 @@ def summary(part: dict[str, Any], digits: int) -> list[list[str]]:
         best = ["-", "-"] if each["best"] is None else [at[each["best"]], number(each["best"])]
         default = "" if each["default"] is None else at[each["default"]]
         rows.append([each["label"], *best, str(each["runs"]), default, middle, str(diverged) if diverged else ""])
-    return rows
+    return rows if any(row[-1] for row in rows[1:]) else [row[:-1] for row in rows]
 
 
 def _table(rows: list[list[str]]) -> Table:

@@ -20,7 +20,7 @@ RULE = (
     "Area: the mean of the error over log10 of the start, by the trapezoid rule: the sum of (e[i] + e[i+1]) / 2 · "
     "(log10 λ[i+1] - log10 λ[i]), divided by log10 of the last start over the first; with its 95 % t-interval.",
     "Best: the start with the least mean error. It is chosen by the errors that are shown, which flatters whoever is "
-    "tuned, and it takes a run from every start; a tower at its default takes one.",
+    "tuned, and it takes a run a seed from every start, so many in all; a tower at its default takes one.",
     "A tower loses to a rival where the 95 % t-interval of the differences between runs of one seed lies wholly above "
     "0, and wins where it lies wholly below. A single seed has no interval, and decides nothing. There are many pairs, "
     "of which one in twenty is expected to be decided by chance.",
