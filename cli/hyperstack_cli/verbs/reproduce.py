@@ -13,7 +13,7 @@ import click
 
 from hyperstack.reports.text import percent
 from hyperstack_cli.interrupt import Interrupt
-from hyperstack_cli.pictures import check_free, plot_options, show_panels
+from hyperstack_cli.pictures import check_drawing, plot_options, show_panels
 from hyperstack_cli.screen import Whole, err, out, silence
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def command(
     if name is None:
         raise InputError("which experiment?", instead="see: hyperstack reproduce --list")
     experiment = experiments.load(name)
-    check_free([png] if png is not None else [])
+    check_drawing(plot, png, as_json)
     if resume and path is None:
         hint = f"write: hyperstack reproduce {name} --out DIR --resume"
         raise InputError("--resume needs the folder", instead=hint)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import shlex
 import sys
 from contextlib import ExitStack
@@ -12,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hyperstack.reports.text import number, percent
+from hyperstack.reports.text import percent
 from hyperstack_cli.complete import task_names
 from hyperstack_cli.interrupt import Interrupt
-from hyperstack_cli.screen import Whole, err, out, silence
+from hyperstack_cli.pictures import plot_options
+from hyperstack_cli.screen import Whole, err, silence
+from hyperstack_cli.swept import Showing
 
 if TYPE_CHECKING:
     from hyperstack.sweep.folder import SweepFolder
@@ -35,7 +35,7 @@ Examples:
       --stack "Adam / SGD(α, clip)" \\
       --grid "α=log(1e-6,1e-1,11)" \\
       --epochs 1 --out sweeps/clip
-  hyperstack sweep mnist --out sweeps/clip --resume
+  hyperstack sweep mnist --out sweeps/clip --resume --png clip.png
 
 \b
 Exit status: 0 all cells trained (also where networks diverged), 1 the sweep
@@ -85,6 +85,12 @@ failed, 2 wrong input, 130 interrupted.
 @click.option("--yes", is_flag=True, help=f"Do not ask before more than {MANY:,} cells.")
 @click.option("--json", "as_json", is_flag=True, help="Print the results of all cells as JSON instead of a table.")
 @click.option("--quiet", is_flag=True, help="Show the result only.")
+@click.option(
+    "--published",
+    metavar="EXPERIMENT",
+    help="Show the published figures of the same stacks beside the results: a name of hyperstack reproduce --list.",
+)
+@plot_options
 def command(
     task: str,
     stacks: tuple[str, ...],
@@ -97,6 +103,9 @@ def command(
     yes: bool,
     as_json: bool,
     quiet: bool,
+    plot: bool,
+    png: Path | None,
+    published: str | None,
     **others: Any,
 ) -> None:
     """Train the network of TASK with every stack, every combination of values and every seed: the cells.
@@ -114,6 +123,7 @@ def command(
     from hyperstack.telemetry.runfolder import RunFolder
 
     chosen = get_task(task)
+    showing = Showing(as_json, quiet, plot, png, published)
     if resume and path is None:
         hint = f"write: hyperstack sweep {shlex.quote(task)} --out DIR --resume"
         raise InputError("--resume needs the folder of the sweep", instead=hint)
@@ -122,7 +132,7 @@ def command(
     place = find_device(saved.device if saved and others["device"] == "auto" else others["device"])
     task = saved.task if saved and same_task(task, saved.task) else task  # by another path to its file, perhaps
     plan = _plan(chosen, stacks, grid, seeds, {**others, "task": task, "device": str(place)}, saved)
-    _ask(plan, yes)
+    showing.check(plan, _ask(plan, yes))
     with Ranks.joined() as ranks, ExitStack() as kept:
         quiet = quiet or ranks.rank > 0
         if folder is None and path is not None:
@@ -131,7 +141,7 @@ def command(
         with device_failures():
             data = chosen.load(data_dir, place, notify)
         folder = ranks.once(lambda: _open(plan, folder, path, chosen.name, kept))
-        _sweep(plan, chosen, data, folder, jobs or jobs_that_fit(plan, ranks.here), ranks, as_json, quiet, notify)
+        _sweep(plan, chosen, data, folder, jobs or jobs_that_fit(plan, ranks.here), ranks, showing, notify)
 
 
 def _open(plan: SweepPlan, folder: SweepFolder | None, path: Path | None, name: str, kept: ExitStack) -> SweepFolder:
@@ -179,8 +189,8 @@ def _plan(
     return plan
 
 
-def _ask(plan: SweepPlan, yes: bool) -> None:
-    """An InputError where there are very many cells and nobody says that this is meant."""
+def _ask(plan: SweepPlan, yes: bool) -> list[Cell]:
+    """The cells; an InputError where there are very many and nobody says that this is meant."""
     from hyperstack.errors import InputError
     from hyperstack.sweep.grid import size
 
@@ -189,7 +199,7 @@ def _ask(plan: SweepPlan, yes: bool) -> None:
         if not (sys.stdin.isatty() and sys.stderr.isatty()):
             raise InputError(f"this sweep has {count:,} cells", instead="say that you mean it with --yes")
         click.confirm(f"This sweep has {count:,} cells. Train them all?", abort=True, err=True)
-    plan.cells()  # so that a value that does not fit is found before anything is written
+    return plan.cells()  # a value that does not fit is found before anything is written
 
 
 def _sweep(
@@ -199,8 +209,7 @@ def _sweep(
     folder: SweepFolder,
     jobs: int,
     ranks: Ranks,
-    as_json: bool,
-    quiet: bool,
+    showing: Showing,
     notify: Any,
 ) -> None:
     from hyperstack.sweep.run import sweep
@@ -226,7 +235,7 @@ def _sweep(
     if ranks.rank:
         sys.exit(0 if len(results) == len(cells) else interrupt.exit_code)
     try:
-        _report(cells, results, folder, as_json, quiet)
+        showing.show(plan, cells, results, folder.path)
     except OSError:  # the terminal is what ended it
         if len(results) == len(cells):
             raise
@@ -241,26 +250,3 @@ def _say_how_to_go_on(plan: SweepPlan, folder: SweepFolder) -> None:
     err().print(
         f"  hyperstack sweep {shlex.quote(plan.task)} --out {shlex.quote(str(folder.path))} --resume", soft_wrap=True
     )
-
-
-def _report(
-    cells: list[Cell], results: dict[int, dict[str, Any]], folder: SweepFolder, as_json: bool, quiet: bool
-) -> None:
-    from rich.table import Table
-
-    from hyperstack.sweep.table import rows
-
-    console = out()
-    if as_json:
-        click.echo(json.dumps([results[i] for i in sorted(results)], indent=1, ensure_ascii=False))
-        return
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    table.add_column("stack")
-    for title in ("test error", "± s.d.", "seeds", "diverged"):
-        table.add_column(title, justify="right", no_wrap=True)
-    for row in rows(cells, results):
-        spread = "" if math.isnan(row.deviation) else f"{number(100 * row.deviation, 2)} %"
-        table.add_row(row.stack, percent(row.mean), spread, str(row.runs), str(row.diverged) if row.diverged else "")
-    console.print(table)
-    if not quiet:
-        console.print(f"results    {folder.path / 'results.csv'}", soft_wrap=True)
