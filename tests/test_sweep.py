@@ -8,6 +8,7 @@ import math
 import multiprocessing
 import os
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -299,6 +300,44 @@ def test_in_processes(tmp_path):
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.slow
+def test_each_cell_is_written_as_it_ends(tmp_path, monkeypatch):
+    """Also where another process trains a block of them one after another."""
+    monkeypatch.setenv("TOY_DELAY", "0.01")  # at each of 20 steps and a test: 0.2 s a cell
+    plan = replace(SWEEP, task="toy", grid={"α": [1e-5, 1e-4, 1e-3, 1e-2]}, stacks=STACKS[:1])
+    times = {0: [], 1: []}
+    folder = SweepFolder.create(tmp_path / "sweep", plan)
+
+    def after_cell(cell, result):
+        times[cell.seed].append(time.monotonic())
+        assert sum(map(len, times.values())) == len(list(folder.path.glob("cells/*.json")))
+
+    sweep(plan, Toy(), DATA, folder, jobs=2, after_cell=after_cell)
+    for own in times.values():
+        assert len(own) == 4
+        assert max(own) - min(own) > 0.4
+
+
+@pytest.mark.slow
+def test_a_lost_process_loses_no_finished_cell(tmp_path, monkeypatch):
+    monkeypatch.setenv("TOY_DELAY", "0.01")
+    plan = replace(SWEEP, task="toy")
+    folder = SweepFolder.create(tmp_path / "sweep", plan)
+
+    def after_cell(cell, result):
+        for child in multiprocessing.active_children():
+            os.kill(child.pid, signal.SIGKILL)
+
+    with pytest.raises(RunError, match="ended from outside"):
+        sweep(plan, Toy(), DATA, folder, jobs=2, after_cell=after_cell)
+    kept = finished_cells(folder.path)
+    assert 1 <= len(kept) <= 4
+    monkeypatch.delenv("TOY_DELAY")
+    results, ended, _ = swept(folder.path, plan, Toy)
+    assert (len(results), len(ended)) == (8, 8 - len(kept))
+    assert kept.items() <= finished_cells(folder.path).items()
+
+
 # ---- processes
 
 MANY = ("--grid", "α=log(1e-6,1e-1,6)", "--seeds", "2", "--epochs", "2")
@@ -329,7 +368,7 @@ def finished_cells(path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("signum", "code", "jobs"), [(signal.SIGINT, 130, 1), (signal.SIGTERM, 143, 1), (signal.SIGKILL, -9, 1),
-                                 (signal.SIGINT, 130, 2)],
+                                 (signal.SIGINT, 130, 2), (signal.SIGKILL, -9, 2)],
 )  # fmt: skip
 def test_ended_from_outside(signum, code, jobs, tmp_path):
     """Finished cells are there, a second sweep is refused meanwhile, and the next one trains the others alone."""
@@ -341,7 +380,8 @@ def test_ended_from_outside(signum, code, jobs, tmp_path):
     refused = command("sweep", "toy", "--out", path, "--resume")
     assert (refused[0], "another sweep is at work" in refused[2]) == (2, True)
     process.send_signal(signum)
-    _, remarks = process.communicate(timeout=120)
+    process.wait(timeout=120)
+    _, remarks = process.communicate(timeout=120)  # to the end: no job of it goes on alone
     assert process.returncode == code, remarks
     assert "Traceback" not in remarks
     before = finished_cells(path)
@@ -356,20 +396,92 @@ def test_ended_from_outside(signum, code, jobs, tmp_path):
     assert len(finished_cells(path)) == total
 
 
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+
+
 @pytest.mark.slow
 def test_ranks_share_the_cells(tmp_path):
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    process = start("calm", *MANY, "--out", tmp_path / "sweep", "--json", launcher=torchrun)
+    process = start("calm", *MANY, "--out", tmp_path / "sweep", "--json", launcher=TORCHRUN)
     output, remarks = process.communicate(timeout=240)
     assert process.returncode == 0, remarks
     assert "Traceback" not in remarks
     assert len(finished_cells(tmp_path / "sweep")) == len(json.loads(output)) == 12
     assert len((tmp_path / "sweep" / "results.csv").read_text().splitlines()) == 13
     assert sum("  seed " in line for line in remarks.splitlines()) < 12, "the other rank trained nothing"
-    process = start("calm", *MANY, "--out", tmp_path / "sweep", launcher=torchrun)
+    process = start("calm", *MANY, "--out", tmp_path / "sweep", launcher=TORCHRUN)
     _, remarks = process.communicate(timeout=240)
     assert process.returncode != 0
     assert "exists already" in remarks
+
+
+def processes_of(parent):
+    """The processes that another one has started."""
+    return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+
+
+def rank_of(pid):
+    """Which rank a process is, None for none."""
+    found = dict(each.partition("=")[::2] for each in Path(f"/proc/{pid}/environ").read_text().split("\0"))
+    return int(found["RANK"]) if "RANK" in found else None
+
+
+def lost(path, remarks):
+    """What is said of a rank that is lost."""
+    assert "another rank of this sweep is lost" in remarks
+    assert "no finished cell is lost" in remarks
+    assert f"hyperstack sweep toy --out {path} --resume" in remarks
+    assert "hyperstack_cli/main.py" not in remarks, "a rank ends with a traceback; that of torchrun is its own"
+
+
+def resumed(path, before, launcher, total=12):
+    """Go on with a sweep: what is missing is trained, and nothing else."""
+    process = start("toy", "--out", path, "--resume", "--jobs", 1, "--json", launcher=launcher)
+    output, remarks = process.communicate(timeout=240)
+    assert process.returncode == 0, remarks
+    assert f"{total} cells, {len(before)} of them done" in remarks
+    assert len(json.loads(output)) == total
+    assert before.items() <= finished_cells(path).items()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="which process is which rank is seen in /proc")
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_rank_that_is_killed_ends_the_others_and_costs_no_finished_cell(victim, tmp_path):
+    path = tmp_path / "sweep"
+    process = start("toy", *MANY, "--out", path, "--jobs", 1, launcher=TORCHRUN, TOY_DELAY="0.03")
+    until(lambda: len(finished_cells(path)) > 2, process)
+    (pid,) = (pid for pid in processes_of(process.pid) if rank_of(pid) == victim)
+    os.kill(pid, signal.SIGKILL)
+    _, remarks = process.communicate(timeout=60)
+    assert process.returncode != 0
+    lost(path, remarks)
+    before = finished_cells(path)
+    assert 2 < len(before) < 12
+    resumed(path, before, TORCHRUN if victim else ())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_ranks_on_other_machines_do_their_part_before_they_miss_one(victim, tmp_path):
+    """Where no torchrun of the same machine ends them."""
+    path = tmp_path / "sweep"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "TOY_DELAY": "0.03"}
+    ranks = [start("toy", *MANY, "--out", path, "--jobs", 1, RANK=str(rank), **common) for rank in (0, 1)]
+    until(lambda: len(finished_cells(path)) > 2, ranks[0])
+    ranks[victim].kill()
+    _, remarks = ranks[1 - victim].communicate(timeout=120)
+    assert ranks[1 - victim].returncode == 1
+    lost(path, remarks)
+    ranks[victim].communicate(timeout=60)
+    before = finished_cells(path)
+    assert {f"{i:05d}.json" for i in range(1 - victim, 12, 2)} <= set(before)
+    assert len(before) < 12
+    if victim:
+        assert len(json.loads((path / "results.json").read_text())) == len(before)
+    resumed(path, before, ())
 
 
 # ---- the command line

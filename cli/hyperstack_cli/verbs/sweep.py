@@ -212,6 +212,7 @@ def _sweep(
     showing: Showing,
     notify: Any,
 ) -> None:
+    from hyperstack.errors import RunError
     from hyperstack.sweep.run import sweep
 
     cells = plan.cells()
@@ -232,6 +233,8 @@ def _sweep(
     except KeyboardInterrupt:
         _say_how_to_go_on(plan, folder)
         sys.exit(interrupt.exit_code)
+    except RunError as error:
+        raise RunError(error.what, why=error.why, instead=f"{error.instead}\n  {_again(plan, folder)}") from error
     if ranks.rank:
         sys.exit(0 if len(results) == len(cells) else interrupt.exit_code)
     try:
@@ -247,6 +250,8 @@ def _sweep(
 
 def _say_how_to_go_on(plan: SweepPlan, folder: SweepFolder) -> None:
     err().print("interrupted, with the finished cells kept; to go on:", soft_wrap=True)
-    err().print(
-        f"  hyperstack sweep {shlex.quote(plan.task)} --out {shlex.quote(str(folder.path))} --resume", soft_wrap=True
-    )
+    err().print(f"  {_again(plan, folder)}", soft_wrap=True)
+
+
+def _again(plan: SweepPlan, folder: SweepFolder) -> str:
+    return f"hyperstack sweep {shlex.quote(plan.task)} --out {shlex.quote(str(folder.path))} --resume"
