@@ -7,12 +7,14 @@ import json
 import math
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import statistics
 import subprocess
 import sys
 import time
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -119,6 +121,26 @@ def test_cells_are_every_combination():
 def test_names_and_stacks_that_do_not_fit(stacks, grid, message):
     with pytest.raises(InputError, match=message):
         cells(stacks, grid, [0])
+
+
+def test_a_million_cells_are_counted_without_being_made(tmp_path, monkeypatch):
+    monkeypatch.setattr("hyperstack.sweep.planning.cells", None)
+    monkeypatch.chdir(tmp_path)
+    squared = ("--stack", "SGD(α) / SGD(β)", "--grid", "α=lin(0,1,1000)", "--grid", "β=lin(0,1,1000)")
+    tracemalloc.start()
+    for many in (squared, ("--seeds", 1000, "--grid", "α=lin(0,1,1000)")):
+        code, output, remarks = command("sweep", "calm", *many)
+        assert (code, output) == (2, "")
+        assert "this sweep has 1,000,000 cells" in remarks
+        assert "--yes" in remarks
+    assert tracemalloc.get_traced_memory()[1] < 2e6
+    tracemalloc.stop()
+    assert contents(tmp_path) == {}
+
+
+def test_a_value_that_comes_twice_late_in_a_long_list():
+    with pytest.raises(InputError, match=r"0\.5 twice"):
+        axis("α=lin(2,3,100000),0.5,0.25,0.5")
 
 
 # ---- blocks
@@ -287,6 +309,68 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
     results, ended, _ = swept(tmp_path / "sweep")
     assert len(ended) == 8 - len(swept_before)
     assert len(results) == 8
+
+
+SMALL_DISK = """
+mkdir disk && mount -t tmpfs -o size=40k none disk || exit 77
+"$@" --out disk/sweep
+code=$?
+cp -r disk/sweep kept
+exit $code
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_disk_that_is_full_in_mid_sweep(jobs, tmp_path):
+    """A real one, of ten blocks; and then a larger one."""
+    if not shutil.which("unshare"):
+        pytest.skip("needs a Linux that lets users mount")
+    asked = [sys.executable, Path(__file__).with_name("toy.py"), "sweep", "toy", *MANY, "--jobs", str(jobs)]
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", SMALL_DISK, "sh", *asked], cwd=tmp_path, text=True, capture_output=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
+    )  # fmt: skip
+    if not (tmp_path / "kept").exists():
+        pytest.skip(f"no disk of its own to be had: {done.stderr.strip()}")
+    assert done.returncode == 1, done.stderr
+    assert "No space left on device" in done.stderr
+    assert "no finished cell is lost" in done.stderr
+    assert "hyperstack sweep toy --out disk/sweep --resume" in done.stderr
+    assert "Traceback" not in done.stderr
+    said = sum("  seed " in line for line in done.stderr.splitlines())
+    before = finished_cells(tmp_path / "kept")
+    assert 1 < said == len(before) < 12
+    code, output, remarks = command("sweep", "toy", "--out", tmp_path / "kept", "--resume", "--jobs", 1, "--json")
+    assert (code, len(json.loads(output))) == (0, 12), remarks
+    assert f"12 cells, {said} of them done" in remarks
+    assert before.items() <= finished_cells(tmp_path / "kept").items()
+    assert not list((tmp_path / "kept").rglob("*.tmp"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+@pytest.mark.parametrize(("answer", "code"), [("n", 130), ("y", 0)])
+def test_on_a_terminal_it_asks_before_many_cells(answer, code, tmp_path):
+    import pty
+
+    mine, theirs = pty.openpty()
+    program = "import sys, hyperstack_cli.verbs.sweep as s; s.MANY = 3; import toy; toy.TASKS.update(calm=toy.Calm); "
+    program += "from hyperstack_cli.main import main; main()"
+    arguments = ["sweep", "calm", "--grid", "α=1e-5,1e-4,1e-3,1e-2", "--epochs", "1", "--jobs", "1", "--out", "out"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, *arguments], cwd=tmp_path, stdin=theirs, stderr=theirs, stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
+    )  # fmt: skip
+    shown = b""
+    while b"?" not in shown:
+        shown += os.read(mine, 1000)
+    assert b"This sweep has 4 cells. Train them all?" in shown
+    assert not (tmp_path / "out").exists()
+    os.write(mine, f"{answer}\n".encode())
+    process.communicate(timeout=120)
+    assert process.returncode == code
+    assert len(finished_cells(tmp_path / "out")) == (4 if answer == "y" else 0)
 
 
 @pytest.mark.slow
@@ -523,6 +607,8 @@ COMMANDS = {
     "a value": (("--grid", "α=-1"), "outside"),
     "no seeds": (("--grid", "α=1", "--seeds", 0), "whole number from 1"),
     "many cells": (("--grid", "α=lin(0,1,1000)", "--grid", "β=lin(0,1,1000)", "--stack", "SGD(α) / SGD(β)"), "--yes"),
+    "no values": (("--grid", "α="), "the grid of α is empty"),
+    "no data": (("--grid", "α=1", "--data-dir", "nowhere"), "there is no data folder nowhere"),
     "a folder": (("--grid", "α=1", "--out", "done"), "done exists already"),
     "resume of nothing": (("--resume",), "--resume needs the folder"),
     "resume of a foreign folder": (("--resume", "--out", "."), "holds no sweep"),

@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 from test_reproduce import TINY, changed
 from toy import command, contents
 
+from hyperstack.errors import InputError
 from hyperstack.experiments import experiment as experiments
 from hyperstack.experiments.beside import beside
 from hyperstack.experiments.experiment import load, read
 from hyperstack.reports import figure, terminal
 from hyperstack.reports.against import against, curve, logarithmic
+from hyperstack.sweep.folder import SweepFolder
 from hyperstack.sweep.planning import SweepPlan
 from hyperstack.sweep.table import axis_name, rows
 from hyperstack_cli.swept import panel
@@ -234,3 +236,20 @@ def test_the_mean_of_no_number():
     """An error that is none, of a task of one's own, is a gap."""
     _, lines = drawn(PLAN, results(PLAN, lambda cell: math.nan if cell.values else 0.5))
     assert np.isnan(lines[PLAN.stacks[1]].values).all()
+
+
+# ---- reproduce
+
+
+def test_two_reproductions_in_one_folder(tiny, tmp_path):
+    assert command("reproduce", "tiny", "--out", "a", "--jobs", 1, "--scale", 0.1)[0] == 0
+    before = contents(tmp_path)
+    with SweepFolder(tmp_path / "a").locked():
+        code, _, remarks = command("reproduce", "tiny", "--out", "a", "--resume")
+    assert (code, "another sweep is at work in a" in remarks, contents(tmp_path)) == (2, True, before)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\xff", b"\x80", b'{"name": "tiny"', b"", b"null", "\ud800"])
+def test_a_file_that_is_no_text(content):
+    with pytest.raises(InputError, match="the experiment tiny is damaged"):
+        read(content, "tiny")
