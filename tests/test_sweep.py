@@ -19,15 +19,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from toy import DATA, PLAN, Calm, Toy, command, contents
 
 from hyperstack.errors import InputError, RunError
+from hyperstack.sweep import planning
 from hyperstack.sweep import run as running
+from hyperstack.sweep.block import Block
 from hyperstack.sweep.folder import SweepFolder
 from hyperstack.sweep.grid import Cell, axes, axis, cells, size
-from hyperstack.sweep.planning import MOST, SweepPlan, blocks, runs_that_fit
+from hyperstack.sweep.planning import MOST, PROCESS, SweepPlan, blocks, bytes_of_a_run, jobs_that_fit, runs_that_fit
 from hyperstack.sweep.run import sweep
 from hyperstack.sweep.table import rows
 from hyperstack.training import Trainer
@@ -167,12 +170,85 @@ def test_what_limits_losses_is_alone_and_a_fixed_0_is_of_its_own_shape():
     assert blocks(plan, plan.cells(), MOST) == [[0], [1], [2], [3], [4, 5]]
 
 
+def of_memory(monkeypatch, there):
+    monkeypatch.setattr("hyperstack.sweep.planning._memory", lambda device: there)
+
+
 def test_blocks_fit_the_memory(monkeypatch):
     assert runs_that_fit(Calm(), DATA, 32) == MOST
-    for bytes_there, wanted in ((1, 1), (500_000, range(2, MOST))):
-        monkeypatch.setattr("hyperstack.sweep.planning._memory", lambda device, there=bytes_there: there)
-        found = runs_that_fit(Calm(), DATA, 32)
-        assert found == wanted if isinstance(wanted, int) else found in wanted
+    each = bytes_of_a_run(Calm(), DATA, 32)
+    for jobs in (1, 3):
+        for runs in (1, 2, 7, MOST):
+            of_memory(monkeypatch, 4 * jobs * runs * each + 1e-3)
+            assert runs_that_fit(Calm(), DATA, 32, jobs) == runs
+            of_memory(monkeypatch, 4 * jobs * runs * each - 1)
+            assert runs_that_fit(Calm(), DATA, 32, jobs) == max(1, runs - 1)
+    of_memory(monkeypatch, 4 * 100 * each)
+    assert runs_that_fit(Calm(), DATA, 32) == MOST
+    of_memory(monkeypatch, 1)
+    assert runs_that_fit(Calm(), DATA, 32) == 1
+
+
+def test_what_a_run_takes():
+    """By hand: the parameters, 16 times; and what autograd keeps of each example, 6 times a batch."""
+    parameters = 8 * 16 + 16 + 16 * 3 + 3
+    kept = 8 + 16 + 16 + 3 + 3 + 2  # inputs; what tanh gives, for itself and for the next; log-softmax; the target
+    for batch in (32, 1000):
+        found = bytes_of_a_run(Calm(), DATA, batch)
+        assert 16 * 4 * parameters < found
+        for_examples = (found - 1 - 16 * 4 * parameters) / 4 / max(6 * min(batch, 300), 128)
+        assert for_examples == pytest.approx(kept, abs=4)
+    # It is tested on 64 at once.
+    assert bytes_of_a_run(Calm(), DATA, 1) == pytest.approx(bytes_of_a_run(Calm(), DATA, 21), rel=0.02)
+
+
+def test_a_batch_that_is_too_large_is_not_tried(monkeypatch):
+    """What a run takes is found on a few examples."""
+    seen = []
+
+    class Counting(Calm):
+        def losses(self, outputs, targets):
+            seen.append(len(outputs))
+            return super().losses(outputs, targets)
+
+    large = bytes_of_a_run(Counting(), DATA, 300)
+    assert seen == [16]
+    assert large > 4 * bytes_of_a_run(Counting(), DATA, 30)
+
+
+def test_jobs_fit_the_cores_and_the_memory(monkeypatch):
+    each = PROCESS + bytes_of_a_run(Calm(), DATA, 32)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    for memory, here, threads, wanted in (
+        (1e12, 1, 1, 8), (1e12, 1, 3, 2), (1e12, 2, 1, 4), (3.5 * each, 1, 1, 3), (3.5 * each, 2, 1, 1), (1, 1, 1, 1),
+    ):  # fmt: skip
+        of_memory(monkeypatch, memory)
+        assert jobs_that_fit(replace(SWEEP, threads=threads), Calm(), DATA, here) == wanted
+    assert jobs_that_fit(replace(SWEEP, device="cuda"), Calm(), DATA) == 1
+
+
+def test_the_memory_of_a_container(tmp_path, monkeypatch):
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(planning, "LIMITS", [limit, tmp_path / "nothing"])
+    whole = planning._memory(torch.device("cpu"))
+    assert whole > 1 << 28
+    for text, wanted in (("max\n", whole), ("1000000\n", 1_000_000), (str(1 << 62), whole)):
+        limit.write_text(text)
+        assert planning._memory(torch.device("cpu")) == wanted
+
+
+def test_test_examples_come_in_batches_that_fit(tmp_path):
+    """However many a task allows at once, and to the same error."""
+    sizes = []
+
+    class Noting(Calm):
+        def error(self, outputs, targets):
+            sizes.append(len(outputs))
+            return super().error(outputs, targets)
+
+    assert Noting.test_batch_size > len(DATA.test_inputs) == 100
+    dict(Block([SWEEP.of_cell(cell) for cell in SWEEP.cells()[:4]], Noting(), DATA).run())
+    assert sizes == [64, 36] * 2
 
 
 # ---- sweeping

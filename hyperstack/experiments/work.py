@@ -17,7 +17,7 @@ from hyperstack.errors import InputError
 from hyperstack.experiments.experiment import Experiment, Part
 from hyperstack.sweep.folder import SweepFolder
 from hyperstack.sweep.grid import Cell
-from hyperstack.sweep.planning import SweepPlan, jobs_that_fit
+from hyperstack.sweep.planning import SweepPlan
 from hyperstack.sweep.run import sweep
 from hyperstack.tasks import fetch, get_task
 
@@ -156,8 +156,7 @@ def run(
                 def told(cell: Cell, result: dict[str, Any], part: Part = part) -> None:
                     after_cell(part, cell, result)
 
-                at_a_time = jobs or jobs_that_fit(plan)
-                results = sweep(plan, task, data, folder, jobs=at_a_time, stop=stop, after_cell=told, notify=notify)
+                results = sweep(plan, task, data, folder, jobs=jobs, stop=stop, after_cell=told, notify=notify)
         found[part.name] = results
     return found
 

@@ -21,7 +21,7 @@ from hyperstack.sweep.block import Block, CannotTogether
 from hyperstack.sweep.final import FinalLoss
 from hyperstack.sweep.folder import SweepFolder
 from hyperstack.sweep.grid import Cell
-from hyperstack.sweep.planning import SweepPlan, blocks, runs_that_fit
+from hyperstack.sweep.planning import SweepPlan, blocks, jobs_that_fit, runs_that_fit
 from hyperstack.sweep.ranks import Ranks
 from hyperstack.tasks import Data, Task, get_task
 from hyperstack.tasks.own import is_in_a_file
@@ -39,7 +39,7 @@ def sweep(
     data: Data,
     folder: SweepFolder,
     *,
-    jobs: int = 1,
+    jobs: int | None = None,
     ranks: Ranks | None = None,
     stop: Callable[[], bool] = lambda: False,
     after_cell: Callable[[Cell, Result], None] = lambda cell, result: None,
@@ -47,15 +47,17 @@ def sweep(
 ) -> dict[int, Result]:
     """Train every cell of a plan that has no result in the folder yet; the results, by place in `plan.cells()`.
 
-    jobs: blocks of cells at a time, each in a process of its own. ranks: share the blocks; each writes into the
-    folder, and all have all results in the end. stop: ends the sweep soon after it is true; blocks in hand are given
-    up, finished cells kept. notify: gets a line where cells are trained one after another, and why.
+    jobs: blocks of cells at a time, each in a process of its own; None: as many as the machine has cores and memory
+    for. ranks: share the blocks; each writes into the folder, and all have all results in the end. stop: ends the sweep
+    soon after it is true; blocks in hand are given up, finished cells kept. notify: gets a line where cells are trained
+    one after another, and why.
     The folder must be `locked` by the caller, on the first rank.
     """
     ranks = ranks or Ranks()
     cells = plan.cells()
     results = ranks.once(lambda: folder.results(plan, cells))
     pending = [i for i in range(len(cells)) if i not in results]
+    jobs = jobs or jobs_that_fit(plan, task, data, ranks.here)
     limit = runs_that_fit(task, data, plan.batch_size, jobs * ranks.here)
     of_all = blocks(plan, [cells[i] for i in pending], limit, jobs * ranks.world)
     work = [[pending[i] for i in block] for block in of_all[ranks.rank :: ranks.world]]

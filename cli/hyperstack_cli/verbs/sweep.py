@@ -117,7 +117,6 @@ def command(
     from hyperstack.devices import device_failures, find_device
     from hyperstack.errors import InputError
     from hyperstack.sweep.folder import SweepFolder
-    from hyperstack.sweep.planning import jobs_that_fit
     from hyperstack.sweep.ranks import Ranks
     from hyperstack.tasks import get_task, same_task
     from hyperstack.telemetry.runfolder import RunFolder
@@ -141,7 +140,7 @@ def command(
         with device_failures():
             data = chosen.load(data_dir, place, notify)
         folder = ranks.once(lambda: _open(plan, folder, path, chosen.name, kept))
-        _sweep(plan, chosen, data, folder, jobs or jobs_that_fit(plan, ranks.here), ranks, showing, notify)
+        _sweep(plan, chosen, data, folder, jobs, ranks, showing, notify)
 
 
 def _open(plan: SweepPlan, folder: SweepFolder | None, path: Path | None, name: str, kept: ExitStack) -> SweepFolder:
@@ -207,7 +206,7 @@ def _sweep(
     task: Task,
     data: Any,
     folder: SweepFolder,
-    jobs: int,
+    jobs: int | None,
     ranks: Ranks,
     showing: Showing,
     notify: Any,
