@@ -39,7 +39,7 @@ def sweep(
     data: Data,
     folder: SweepFolder,
     *,
-    jobs: int | None = None,
+    jobs: int | None = 1,
     ranks: Ranks | None = None,
     stop: Callable[[], bool] = lambda: False,
     after_cell: Callable[[Cell, Result], None] = lambda cell, result: None,

@@ -13,8 +13,8 @@ import click
 from hyperstack.reports.text import percent
 from hyperstack_cli.complete import task_names
 from hyperstack_cli.interrupt import Interrupt
-from hyperstack_cli.pictures import plot_options
-from hyperstack_cli.screen import Whole, err, silence
+from hyperstack_cli.options import POSITIVE, many_runs
+from hyperstack_cli.screen import err, silence
 from hyperstack_cli.swept import Showing
 
 if TYPE_CHECKING:
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from hyperstack.tasks import Task
 
 DEFAULT_STACK = "Adam / SGD(α)"
-POSITIVE = Whole(1)
-PATH = click.Path(path_type=Path)
 MANY = 1000
 EPILOG = """\b
 Examples:
@@ -63,9 +61,6 @@ failed, 2 wrong input, 130 interrupted.
     "--epochs", type=POSITIVE, metavar="N", help="Passes over the training examples.  [default: the task's, mnist: 5]"
 )
 @click.option("--batch-size", type=POSITIVE, metavar="N", help="Examples in a step.  [default: the task's, mnist: 256]")
-@click.option(
-    "--device", default="auto", metavar="NAME", help="Where to compute, as for hyperstack train.  [default: auto]"
-)
 @click.option("--threads", type=POSITIVE, metavar="N", help="CPU cores of each job.  [default: the task's, mnist: 1]")
 @click.option(
     "--compile/--no-compile",
@@ -74,23 +69,17 @@ failed, 2 wrong input, 130 interrupted.
     "sweeps of more than some minutes.  [default: no]",
 )
 @click.option(
-    "--jobs",
-    type=POSITIVE,
-    metavar="N",
-    help="Processes at a time, each with cells that it trains together.  [default: as many as the CPU has cores for]",
-)
-@click.option("--data-dir", type=PATH, metavar="DIR", help="Take the data from the files in DIR, and fetch nothing.")
-@click.option("--out", "path", type=PATH, metavar="DIR", help="The sweep folder.  [default: the next sweeps/TASK-NNN]")
-@click.option("--resume", is_flag=True, help="Go on with the sweep in --out. Options left out are that sweep's.")
-@click.option("--yes", is_flag=True, help=f"Do not ask before more than {MANY:,} cells.")
-@click.option("--json", "as_json", is_flag=True, help="Print the results of all cells as JSON instead of a table.")
-@click.option("--quiet", is_flag=True, help="Show the result only.")
-@click.option(
     "--published",
     metavar="EXPERIMENT",
     help="Show the published figures of the same stacks beside the results: a name of hyperstack reproduce --list.",
 )
-@plot_options
+@many_runs(
+    out="The sweep folder.  [default: the next sweeps/TASK-NNN]",
+    resume="Go on with the sweep in --out. Options left out are that sweep's.",
+    yes=f"Do not ask before more than {MANY:,} cells.",
+    as_json="Print the results of all cells as JSON instead of a table.",
+    result="result",
+)
 def command(
     task: str,
     stacks: tuple[str, ...],
@@ -112,7 +101,8 @@ def command(
 
     Cells that differ in numbers and seeds alone are trained together, step by step, each as `hyperstack train` would
     alone. The sweep folder gets the plan, the result of each cell as it ends, results.json and results.csv. Ctrl-C ends
-    the sweep with the finished cells kept, and --resume trains the others.
+    the sweep with the finished cells kept, and --resume trains the others. Pictures show the error against the name
+    with the most values, a curve for each choice of the others.
     """
     from hyperstack.devices import device_failures, find_device
     from hyperstack.errors import InputError
