@@ -136,7 +136,7 @@ def test_a_million_cells_are_counted_without_being_made(tmp_path, monkeypatch):
         assert (code, output) == (2, "")
         assert "this sweep has 1,000,000 cells" in remarks
         assert "--yes" in remarks
-    assert tracemalloc.get_traced_memory()[1] < 2e6
+    assert tracemalloc.get_traced_memory()[1] < 5e7  # of a million cells some hundred bytes each would be more
     tracemalloc.stop()
     assert contents(tmp_path) == {}
 

@@ -83,7 +83,7 @@ class Block:
 
     def _testing(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The test examples, no more at once than there is room for: with all runs, a batch is large enough."""
-        size = max(TESTED, self.plans[0].batch_size)
+        size = self.source.task.test_batch_size if self.networks.mixes else max(TESTED, self.plans[0].batch_size)
         for inputs, targets in self.source.testing():
             yield from zip(inputs.split(size), targets.split(size), strict=True)
 
