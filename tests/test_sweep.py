@@ -353,6 +353,19 @@ def test_where_runs_cannot_be_trained_together_they_are_trained_alone(tmp_path):
         assert {**results[i], **changed} == {**alone(cell, plan, Toy), **changed}
 
 
+def test_convolutions_are_trained_one_after_another_on_a_cpu(tmp_path):
+    class Convolving(Calm):
+        def model(self):
+            layers = [torch.nn.Unflatten(1, (1, 8)), torch.nn.Conv1d(1, 2, 3), torch.nn.Flatten()]
+            return torch.nn.Sequential(*layers, torch.nn.Linear(12, 3), torch.nn.LogSoftmax(1))
+
+    plan = replace(SWEEP, seeds=[0], stacks=STACKS[:1])
+    results, _, notes = swept(tmp_path / "sweep", plan, Convolving)
+    assert notes == ["one run after another: several at once take longer where a CPU convolves"]
+    assert [results[i]["together"] for i in range(2)] == [1, 1]
+    assert not planning.slow_together(Calm(), DATA)
+
+
 def test_a_diverged_cell_is_a_result(tmp_path):
     plan = replace(SWEEP, stacks=["SGD(α) / SGD(α)"], grid={"α": [0.01, 1e38]})
     results, _, _ = swept(tmp_path / "sweep", plan)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.modules.conv import _ConvNd
 
 from hyperstack.batches import Batches
 from hyperstack.errors import InputError
@@ -120,6 +121,14 @@ def runs_that_fit(task: Task, data: Data, batch_size: int, jobs: int = 1) -> int
     """How many runs a block may have, so that all jobs together take at most a quarter of the memory."""
     room = _memory(data.train_inputs.device) / 4 / jobs
     return max(1, min(MOST, math.floor(room / bytes_of_a_run(task, data, batch_size))))
+
+
+def slow_together(task: Task, data: Data) -> bool:
+    """Whether runs of this network take longer side by side: on a CPU those with convolutions, which with weights of
+    each run are grouped ones. `docs/measure_together.py` measures by how much.
+    """
+    convolves = any(isinstance(module, _ConvNd) for module in task.model().modules())
+    return data.train_inputs.device.type == "cpu" and convolves
 
 
 def bytes_of_a_run(task: Task, data: Data, batch_size: int) -> float:

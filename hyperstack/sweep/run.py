@@ -21,7 +21,7 @@ from hyperstack.sweep.block import Block, CannotTogether
 from hyperstack.sweep.final import FinalLoss
 from hyperstack.sweep.folder import SweepFolder
 from hyperstack.sweep.grid import Cell
-from hyperstack.sweep.planning import SweepPlan, blocks, jobs_that_fit, runs_that_fit
+from hyperstack.sweep.planning import SweepPlan, blocks, jobs_that_fit, runs_that_fit, slow_together
 from hyperstack.sweep.ranks import Ranks
 from hyperstack.tasks import Data, Task, get_task
 from hyperstack.tasks.own import is_in_a_file
@@ -59,6 +59,9 @@ def sweep(
     pending = [i for i in range(len(cells)) if i not in results]
     jobs = jobs or jobs_that_fit(plan, task, data, ranks.here)
     limit = runs_that_fit(task, data, plan.batch_size, jobs * ranks.here)
+    if slow_together(task, data) and len(pending) > 1:
+        limit = 1
+        notify("one run after another: several at once take longer where a CPU convolves")
     of_all = blocks(plan, [cells[i] for i in pending], limit, jobs * ranks.world)
     work = [[pending[i] for i in block] for block in of_all[ranks.rank :: ranks.world]]
     plans = {i: plan.of_cell(cells[i]) for i in pending}
