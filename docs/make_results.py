@@ -314,6 +314,16 @@ def sweep() -> str:
     return markdown(HEAD, rows_of(bench("1e4", "1e5", "1e6", "1e7", "1e8", "--seconds", "15", *only)))
 
 
+def probing() -> str:
+    """What measuring at averages costs, against the same tower that measures live."""
+    rows = []
+    for form in ("", ", compiled"):
+        names = (f"auto(Adam), live{form}", f"auto(Adam){form}", f"Adam{form}")
+        only = [word for name in names for word in ("--only", name)]
+        rows += rows_of(bench("mnist", "gpt", "resnet", "--seconds", "60", *only))
+    return f"{machine()}.\n\n" + markdown(HEAD, rows)
+
+
 def together() -> str:
     """Runs trained together, in as many processes as there are cores, against one after another."""
     code = "import json, measure_together as m; print(json.dumps(m.measured(30)))"
@@ -324,7 +334,7 @@ def together() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     f.__name__: f
-    for f in (start, clipping, wrong, rates, family, every, trust, layers, spikes, long, speed, sweep, together)
+    for f in (start, clipping, wrong, rates, family, every, trust, layers, spikes, long, speed, sweep, probing, together)
 }
 PLACE = re.compile(r"(<!-- results: (\w+) -->\n).*?(\n<!-- end of results -->)", re.DOTALL)
 

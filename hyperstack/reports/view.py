@@ -15,9 +15,9 @@ import numpy as np
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
+from hyperstack.reports.evidence import Remark
 from hyperstack.reports.grid import Field, cropped, grid, plain, taken, wrapped
 from hyperstack.reports.leveltext import per_tensor
-from hyperstack.reports.evidence import Remark
 from hyperstack.reports.reading import reading
 from hyperstack.reports.run import Run
 from hyperstack.reports.series import bars, binned, sparkline
