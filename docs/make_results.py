@@ -4,7 +4,7 @@
     python docs/make_results.py start        only the tables named; a name that is none gets the list of them
     python docs/make_results.py --show start to the screen, not into the files
 
-`speed` and `sweep` come from `hyperstack bench`, `together` from measure_together.py; they want a quiet machine.
+`speed`, `sweep`, `probing` (`hyperstack bench`) and `together` (measure_together.py) want a quiet machine.
 `spikes` has runs of its own. Elsewhere a figure is the test error in percent after the last epoch, as `hyperstack train
 mnist --stack STACK --seed SEED` reports it: mean ± standard deviation over seeds 0, 1 and 2. A table stands between
 `<!-- results: NAME -->` and `<!-- end of results -->`, and is replaced as a whole.
@@ -334,7 +334,22 @@ def together() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     f.__name__: f
-    for f in (start, clipping, wrong, rates, family, every, trust, layers, spikes, long, speed, sweep, probing, together)
+    for f in (
+        start,
+        clipping,
+        wrong,
+        rates,
+        family,
+        every,
+        trust,
+        layers,
+        spikes,
+        long,
+        speed,
+        sweep,
+        probing,
+        together,
+    )
 }
 PLACE = re.compile(r"(<!-- results: (\w+) -->\n).*?(\n<!-- end of results -->)", re.DOTALL)
 
