@@ -25,7 +25,7 @@ LABEL = 13  # width of the names of the rows, indented
 NARROW = 32  # columns, below which there is room for means only
 LEAST, MOST = 8, 40  # characters of a sparkline
 PLAIN = str.maketrans({"·": "-", "…": ".", "±": "~"})  # for terminals that know ASCII only
-SETTINGS = {"task": "task", "epochs": "epochs", "batch_size": "batch", "device": "device"}
+SETTINGS = {"task": "task", "epochs": "epochs", "batch_size": "batch", "schedule": "schedule", "device": "device"}
 ENDED = ("diverged", "interrupted", "running", "stopped")
 
 

@@ -15,6 +15,7 @@ from hyperstack.reports.grid import plain
 from hyperstack.reports.leveltext import clips, rule_name
 from hyperstack.reports.run import levels
 from hyperstack.reports.text import natural, number, percent, shortened
+from hyperstack.schedule import CONSTANT
 from hyperstack.telemetry.record import parts
 
 if TYPE_CHECKING:
@@ -27,7 +28,10 @@ def headline(plan: Mapping[str, Any], console: Console) -> Text:
     """What a run is, in at most three lines."""
     seed = [f"seed {plan['seed']}"] if "seed" in plan else []
     device = [str(plan["device"])] if "device" in plan else []
-    line = Text(shortened(" · ".join([plan["task"], plan["stack"], *seed, *device]), 3 * console.width), style="bold")
+    course = [plan["schedule"]] if plan.get("schedule", CONSTANT) != CONSTANT else []
+    line = Text(
+        shortened(" · ".join([plan["task"], plan["stack"], *course, *seed, *device]), 3 * console.width), style="bold"
+    )
     return plain([line])[0] if console.options.ascii_only else line
 
 

@@ -30,6 +30,7 @@ from hyperstack.reports.statistics import (
     tensor_statistics,
 )
 from hyperstack.reports.text import natural, number, percent
+from hyperstack.schedule import CONSTANT
 from hyperstack.telemetry.record import Record, parts
 
 REMARKS = 6  # sentences that are shown
@@ -89,7 +90,13 @@ class View:
 
 def _header(run: Run, record: Record, width: int, most: int | None) -> list[Text]:
     plan, summary = run.plan, run.summary or {}
-    what = [plan["task"], f"seed {plan['seed']}" if "seed" in plan else "", str(plan.get("device", ""))]
+    course = str(plan.get("schedule", CONSTANT))
+    what = [
+        plan["task"],
+        course if course != CONSTANT else "",
+        f"seed {plan['seed']}" if "seed" in plan else "",
+        str(plan.get("device", "")),
+    ]
     what.append(f"{run.when:%Y-%m-%d %H:%M %Z}".rstrip())
     lines = wrapped(" · ".join(part for part in what if part), width, style="bold")
     lines += _tree(run, record, width, most)

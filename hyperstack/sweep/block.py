@@ -15,6 +15,7 @@ from hyperstack.batches import Batches
 from hyperstack.dsl import parse
 from hyperstack.errors import RunError
 from hyperstack.level import scalar_dtype
+from hyperstack.schedule import Schedule
 from hyperstack.sweep.final import Final
 from hyperstack.sweep.networks import Networks
 from hyperstack.tasks import Data, Task
@@ -46,7 +47,8 @@ class Block:
         names = list(self.networks.params)
         self.together = Together(stacks, self.params, names=names, fused=plans[0].compile)
         self.total = torch.zeros(len(plans), dtype=scalar_dtype(device), device=device)
-        self.final = Final(self.batches * plans[0].epochs, self.total)
+        self.planned, self.schedule = self.batches * plans[0].epochs, Schedule.parse(plans[0].schedule)
+        self.final = Final(self.planned, self.total)
         self.histories: list[list[Epoch]] = [[] for _ in plans]
         self.epoch = self.steps = 0
 
@@ -83,7 +85,7 @@ class Block:
     def _step(self, inputs: Tensor, targets: Tensor) -> None:
         try:
             losses, grads = self.networks.losses(inputs, targets)
-            self.together.step(self.params, grads)
+            self.together.step(self.params, grads, self.schedule.factor(self.steps, self.planned))
         except RuntimeError as error:
             if self.steps:
                 raise

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
-from hyperstack.dsl import parse
 from hyperstack.errors import InputError
+from hyperstack.rivals import Rival, read_optimizer
 from hyperstack.rule import Stack, nearest
 
 HINT = "write, for example: α=1e-5,1e-4,1e-3 or α=log(1e-6,1e-1,11) or α=lin(0,1,5)"
@@ -21,16 +21,16 @@ LONGEST = 1_000_000
 
 @dataclass(frozen=True)
 class Cell:
-    """One run: `template`, the stack as it was given, `values` of its free names, and a seed."""
+    """One run: `template`, the stack (or the rival) as it was given, `values` of its free names, and a seed."""
 
     template: str
     values: tuple[tuple[str, float], ...]
     seed: int
 
     @property
-    def stack(self) -> Stack:
+    def stack(self) -> Stack | Rival:
         """The stack with its names bound."""
-        return parse(self.template).bind(**dict(self.values))
+        return read_optimizer(self.template).bind(**dict(self.values))
 
 
 def axis(text: str) -> tuple[str, list[float]]:
@@ -66,7 +66,7 @@ def axes(texts: Sequence[str]) -> dict[str, list[float]]:
 
 def size(templates: Sequence[str], grid: Mapping[str, Sequence[float]], seeds: int) -> int:
     """How many cells there will be, or an InputError where names and stacks do not fit together."""
-    stacks = [parse(template) for template in templates]
+    stacks = [read_optimizer(template) for template in templates]
     known = list(dict.fromkeys(name for stack in stacks for name in stack.free_names))
     for name in grid:
         if name not in known:
@@ -82,9 +82,9 @@ def size(templates: Sequence[str], grid: Mapping[str, Sequence[float]], seeds: i
 def cells(templates: Sequence[str], grid: Mapping[str, Sequence[float]], seeds: Sequence[int]) -> list[Cell]:
     """Every run, seeds innermost; an InputError where a value does not fit its place, before anything is trained."""
     size(templates, grid, len(seeds))
-    found: dict[tuple[Stack, int], Cell] = {}
+    found: dict[tuple[Stack | Rival, int], Cell] = {}
     for template in templates:
-        names = parse(template).free_names
+        names = read_optimizer(template).free_names
         for values in product(*(grid[name] for name in names)):
             bound = Cell(template, tuple(zip(names, values, strict=True)), seeds[0])
             stack = bound.stack

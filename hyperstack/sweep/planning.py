@@ -13,6 +13,8 @@ from torch import Tensor
 
 from hyperstack.batches import Batches
 from hyperstack.errors import InputError
+from hyperstack.rivals import Rival
+from hyperstack.schedule import CONSTANT
 from hyperstack.sweep.grid import Cell, cells
 from hyperstack.tasks import Data, Task
 from hyperstack.telemetry.plan import Plan
@@ -37,6 +39,7 @@ class SweepPlan:
     batch_size: int
     threads: int
     compile: bool = False
+    schedule: str = CONSTANT
 
     @classmethod
     def of(cls, content: object) -> SweepPlan:
@@ -51,6 +54,7 @@ class SweepPlan:
         }
         if not isinstance(content, dict):
             raise ValueError("it is not a table of names and values")
+        content = {"schedule": CONSTANT, **content}  # which earlier versions did not have
         wrong = [f.name for f in fields(cls) if not isinstance(content.get(f.name), kinds[str(f.type)])]
         if wrong:
             raise ValueError(f"it lacks {', '.join(wrong)}, or holds something else there")
@@ -66,10 +70,8 @@ class SweepPlan:
 
     def of_cell(self, cell: Cell) -> Plan:
         """What one run is asked to do."""
-        common = {
-            name: getattr(self, name) for name in ("task", "epochs", "device", "batch_size", "threads", "compile")
-        }
-        return Plan(stack=str(cell.stack), seed=cell.seed, **common)
+        common = ("task", "epochs", "device", "batch_size", "threads", "compile", "schedule")
+        return Plan(stack=str(cell.stack), seed=cell.seed, **{name: getattr(self, name) for name in common})
 
     def check_resumes(self, saved: SweepPlan) -> None:
         """An InputError unless a sweep under plan `saved` can go on under this one."""
@@ -92,7 +94,7 @@ def blocks(plan: SweepPlan, of: Sequence[Cell], limit: int, jobs: int = 1) -> li
     groups: dict[Hashable, list[int]] = {}
     for i, cell in enumerate(of):
         stack = cell.stack
-        key: Hashable = ("alone", i) if goes_alone(stack) else shape(stack)
+        key: Hashable = ("alone", i) if isinstance(stack, Rival) or goes_alone(stack) else shape(stack)
         groups.setdefault(key, []).append(i)
     limit = max(1, min(limit, max(FEW, -(-len(of) // max(1, jobs)))))
     found = []

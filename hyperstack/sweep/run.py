@@ -88,7 +88,7 @@ def train_cells(
         if stop():
             return
         trainer = Trainer(plan, task, data)
-        recorder = FinalLoss(trainer.opt, trainer.batches * plan.epochs, trainer.total)
+        recorder = FinalLoss(trainer.batches * plan.epochs, trainer.total)
         trainer.run(recorder, stop)
         if trainer.finished:
             yield r, {**trainer.summary(), "final_loss": recorder.mean(), "together": 1}

@@ -17,10 +17,9 @@ from hyperstack_cli.pictures import check_free, plot_options, show_panels
 from hyperstack_cli.screen import Whole, err, out, silence
 
 if TYPE_CHECKING:
-    from hyperstack.experiments.experiment import Experiment, Part
-    from hyperstack.experiments.work import Asked, Results
+    from hyperstack.experiments.experiment import AnyExperiment
+    from hyperstack.experiments.work import Asked, Piece, Results
     from hyperstack.sweep.grid import Cell
-    from hyperstack.sweep.planning import SweepPlan
 
 POSITIVE = Whole(1)
 PATH = click.Path(path_type=Path)
@@ -77,7 +76,8 @@ def command(
     """Train what the experiment NAME was made of, and show its published figures and the measured ones side by side.
 
     Each figure and each comparison gets a verdict, reproduced, not reproduced or inconclusive, by a rule that is shown
-    with it. The runs are sweeps in a folder of their own: finished ones are kept, and --resume trains the others.
+    with it. A comparison, such as rivals, shows instead how its entrants stand, and where towers lose. The runs are
+    sweeps in a folder of their own: finished ones are kept, and --resume trains the others.
     The outcome also lies there, as results.json.
     """
     from hyperstack.errors import InputError
@@ -96,17 +96,17 @@ def command(
         hint = f"write: hyperstack reproduce {name} --out DIR --resume"
         raise InputError("--resume needs the folder", instead=hint)
     asked = _asked(experiment, options, path if resume else None)
-    parts = _parts(experiment, asked, data_dir)
-    if (plot or png) and not any(part.grid for part, _ in parts):
+    pieces = _pieces(experiment, asked, data_dir)
+    if (plot or png) and not any(piece.plan.grid for piece in pieces):
         raise InputError(f"{name} has nothing to draw", why="no value is varied in it", instead="leave the option out")
     if not resume:
         if path is not None:
             RunFolder.check_free(path)
-        _ask(experiment, parts, yes)
+        _ask(experiment, pieces, yes)
     notify = (lambda line: None) if quiet else (lambda line: err().print(line, style="dim", soft_wrap=True))
     with ExitStack() as kept:
         place = _open(asked, path, resume, kept)
-        found, code = _run(experiment, asked, parts, place, data_dir, jobs, notify)
+        found, code = _run(experiment, asked, pieces, place, data_dir, jobs, notify)
         try:
             _show(found, place, as_json, quiet, plot, png)
         except OSError:  # the terminal is what ended it
@@ -119,7 +119,7 @@ def command(
         sys.exit(code)
 
 
-def _asked(experiment: Experiment, options: dict[str, Any], saved: Path | None) -> Asked:
+def _asked(experiment: AnyExperiment, options: dict[str, Any], saved: Path | None) -> Asked:
     """What the options ask for; on resume what was asked for then, from which nothing may differ."""
     from hyperstack.devices import find_device
     from hyperstack.errors import InputError
@@ -145,8 +145,8 @@ def _asked(experiment: Experiment, options: dict[str, Any], saved: Path | None) 
     return Asked(before.experiment, before.scale, before.seeds, before.parts, device, note)
 
 
-def _parts(experiment: Experiment, asked: Asked, data_dir: Path | None) -> list[tuple[Part, SweepPlan]]:
-    """The parts that are run, each with its plan; those that want data of the user's own only with these."""
+def _pieces(experiment: AnyExperiment, asked: Asked, data_dir: Path | None) -> list[Piece]:
+    """What is run of the parts, each with its plan; those that want data of the user's own only with these."""
     from hyperstack.errors import InputError
 
     chosen = asked.chosen(experiment)
@@ -154,16 +154,16 @@ def _parts(experiment: Experiment, asked: Asked, data_dir: Path | None) -> list[
     if data_dir is None and (wanting := next((part for part in named if part.own_data), None)):
         what = f"{wanting.name} needs data of your own"
         raise InputError(what, instead="pass --data-dir: a folder with train/CLASS/ and val/CLASS/")
-    return [(part, asked.plan(part)) for part in chosen if data_dir is not None or not part.own_data]
+    return [piece for part in chosen if data_dir is not None or not part.own_data for piece in asked.pieces(part)]
 
 
-def _ask(experiment: Experiment, parts: list[tuple[Part, SweepPlan]], yes: bool) -> None:
+def _ask(experiment: AnyExperiment, pieces: list[Piece], yes: bool) -> None:
     """An InputError where it takes very long and nobody says that this is meant."""
     from hyperstack.errors import InputError
     from hyperstack.experiments.work import hours
     from hyperstack_cli.published import duration
 
-    needed = hours(experiment, parts)
+    needed = hours(experiment, pieces)
     if needed <= LONG or yes:
         return
     what = f"{experiment.name} takes about {duration(needed)} on two cores"
@@ -188,44 +188,48 @@ def _open(asked: Asked, path: Path | None, resume: bool, kept: ExitStack) -> Pat
 
 
 def _run(
-    experiment: Experiment,
+    experiment: AnyExperiment,
     asked: Asked,
-    parts: list[tuple[Part, SweepPlan]],
+    pieces: list[Piece],
     place: Path,
     data_dir: Path | None,
     jobs: int | None,
     notify: Any,
 ) -> tuple[dict[str, Any], int]:
-    """The outcome of all parts, noted in the folder, and an exit code where it was interrupted."""
+    """The outcome of all pieces, noted in the folder, and an exit code where it was interrupted."""
     from hyperstack.experiments.outcome import outcome
     from hyperstack.experiments.work import run, write_json
 
-    total = sum(len(plan.cells()) for _, plan in parts)
+    total = sum(len(piece.plan.cells()) for piece in pieces)
     done = 0
 
-    def after_cell(part: Part, cell: Cell, result: dict[str, Any]) -> None:
+    def after_cell(piece: Piece, cell: Cell, result: dict[str, Any]) -> None:
         nonlocal done
         done += 1
         what = "diverged" if result["diverged"] else f"test error {percent(result['test_error'])}"
-        notify(f"{done:,}/{total:,}  {part.name}  {result['stack']}  seed {cell.seed}  {what}")
+        notify(f"{done:,}/{total:,}  {piece.folder}  {result['stack']}  seed {cell.seed}  {what}")
 
     code = 0
     with Interrupt() as interrupt:
         told: dict[str, Any] = {"stop": interrupt, "after_cell": after_cell, "notify": notify}
-        results: Results = run(parts, place, data_dir, jobs=jobs, **told)
+        results: Results = run(pieces, place, data_dir, jobs=jobs, **told)
         if sum(map(len, results.values())) < total:
             code = interrupt.exit_code
-    found = outcome(experiment, asked, parts, results)
+    found = outcome(experiment, asked, pieces, results)
     write_json(place / "results.json", found)
     return found, code
 
 
 def _show(found: dict[str, Any], place: Path, as_json: bool, quiet: bool, plot: bool, png: Path | None) -> None:
     from hyperstack_cli.published import pictures, show
+    from hyperstack_cli.standing import comparison_pictures, show_comparison
 
-    panels = pictures(found)
+    compared = "source" not in found
+    panels = comparison_pictures(found) if compared else pictures(found)
     if as_json:
         click.echo(json.dumps(found, indent=1, ensure_ascii=False))
+    elif compared:
+        show_comparison(out(), found)
     else:
         show(out(), found)
     if panels:

@@ -15,7 +15,7 @@ import click
 from hyperstack.reports.text import number, percent
 from hyperstack_cli.complete import task_names
 from hyperstack_cli.interrupt import Interrupt
-from hyperstack_cli.screen import Whole, err, out, silence
+from hyperstack_cli.screen import Whole, err, out, schedule_option, silence
 
 if TYPE_CHECKING:
     from hyperstack.sweep.folder import SweepFolder
@@ -79,6 +79,7 @@ failed, 2 wrong input, 130 interrupted.
     metavar="N",
     help="Processes at a time, each with cells that it trains together.  [default: as many as the CPU has cores for]",
 )
+@schedule_option
 @click.option("--data-dir", type=PATH, metavar="DIR", help="Take the data from the files in DIR, and fetch nothing.")
 @click.option("--out", "path", type=PATH, metavar="DIR", help="The sweep folder.  [default: the next sweeps/TASK-NNN]")
 @click.option("--resume", is_flag=True, help="Go on with the sweep in --out. Options left out are that sweep's.")
@@ -159,18 +160,20 @@ def _plan(
     import torch
 
     from hyperstack.dsl import parse
+    from hyperstack.schedule import CONSTANT, Schedule
     from hyperstack.sweep.grid import axes, size
     from hyperstack.sweep.planning import SweepPlan
 
     defaults: dict[str, Any] = saved.as_dict() if saved else {
         "stacks": [DEFAULT_STACK], "grid": {}, "seeds": [0], "epochs": task.epochs, "batch_size": task.batch_size,
-        "threads": task.threads or torch.get_num_threads(), "compile": False,
+        "threads": task.threads or torch.get_num_threads(), "compile": False, "schedule": CONSTANT,
     }  # fmt: skip
     asked: dict[str, Any] = {
         "stacks": list(dict.fromkeys(str(parse(text)) for text in stacks)) or None,
         "grid": axes(grid) or None,
         "seeds": None if seeds is None else list(range(seeds)),
         **others,
+        "schedule": others["schedule"] and str(Schedule.parse(others["schedule"])),
     }
     plan = SweepPlan(**{name: defaults[name] if value is None else value for name, value in asked.items()})
     size(plan.stacks, plan.grid, len(plan.seeds))
