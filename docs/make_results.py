@@ -4,7 +4,7 @@
     python docs/make_results.py start        only the tables named; a name that is none gets the list of them
     python docs/make_results.py --show start to the screen, not into the files
 
-`speed` and `sweep` come from `hyperstack bench`, `together` from measure_together.py; they want a quiet machine.
+`speed`, `sweep`, `probing` (`hyperstack bench`) and `together` (measure_together.py) want a quiet machine.
 `spikes` has runs of its own. Elsewhere a figure is the test error in percent after the last epoch, as `hyperstack train
 mnist --stack STACK --seed SEED` reports it: mean ± standard deviation over seeds 0, 1 and 2. A table stands between
 `<!-- results: NAME -->` and `<!-- end of results -->`, and is replaced as a whole.
@@ -352,6 +352,16 @@ def sweep() -> str:
     return markdown(HEAD, rows_of(bench("1e4", "1e5", "1e6", "1e7", "1e8", "--seconds", "15", *only)))
 
 
+def probing() -> str:
+    """What measuring at averages costs, against the same tower that measures live."""
+    rows = []
+    for form in ("", ", compiled"):
+        names = (f"auto(Adam), live{form}", f"auto(Adam){form}", f"Adam{form}")
+        only = [word for name in names for word in ("--only", name)]
+        rows += rows_of(bench("mnist", "gpt", "resnet", "--seconds", "60", *only))
+    return f"{machine()}.\n\n" + markdown(HEAD, rows)
+
+
 def together() -> str:
     """Runs trained together, in as many processes as there are cores, against one after another."""
     code = "import json, measure_together as m; print(json.dumps(m.measured(30)))"
@@ -378,6 +388,7 @@ TABLES: dict[str, Callable[[], str]] = {
         long,
         speed,
         sweep,
+        probing,
         together,
     )
 }

@@ -124,6 +124,8 @@ class Comparison:
         yield Row("|grad|", curve=f"{key}.grad")
         yield Row("median", [self._spread(s.median, 3) if s else "-" for s in found])
         yield Row("max", [number(s.max, 3) if s else "-" for s in found])
+        if any(key in group.counted[0].record.probed for group in self.groups):
+            yield Row("cosine", curve=f"{key}.cosine")
         if any(s and s.clipped.mean for s in found):
             clipped = [
                 s and is_clipped(key, g.runs[0].levels, s.clipped.mean) for g, s in zip(self.groups, found, strict=True)

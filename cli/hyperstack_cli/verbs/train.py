@@ -41,6 +41,7 @@ of an entry point in the group hyperstack.tasks of an installed package.
 Examples:
   hyperstack train mnist
   hyperstack train mnist --stack "Adam / SGD(α, clip)" --set α=1e-4 --seed 1
+  hyperstack train mnist --stack "auto(Adam)" --epochs 2
   hyperstack train mnist --epochs 2 --out runs/long --sink csv
   hyperstack train mnist --epochs 4 --out runs/long --resume
 
