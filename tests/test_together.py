@@ -214,9 +214,12 @@ def test_stacks_of_several_shapes_are_refused(texts):
         Together([one, other], [torch.zeros(2, 3)])
 
 
-def test_what_limits_losses_is_refused():
-    with pytest.raises(InputError, match="ALRC is not trained together"):
-        Together([hs.parse("ALRC(Adam) / SGD")] * 2, [torch.zeros(2, 3)])
+@pytest.mark.parametrize(
+    ("text", "why"), [("ALRC(Adam) / SGD", "ALRC limits the losses"), ("auto(Adam)", "at the averages of its own run")]
+)
+def test_what_looks_at_its_own_run_is_refused(text, why):
+    with pytest.raises(InputError, match=why):
+        Together([hs.parse(text)] * 2, [torch.zeros(2, 3)])
 
 
 def test_gradients_that_come_and_go_are_refused():
