@@ -266,7 +266,8 @@ class HyperOptimizer(torch.optim.Optimizer):
     def hypergradients(self) -> dict[str, Tensor]:
         """The gradient that each hyperparameter's raw tensor received at the last step, before clipping; same keys.
 
-        0 where it is fixed, at the first step, and throughout in a stack of one level, where nobody asks for it.
+        0 where it is fixed, at the first step, and throughout in a stack of one level, where nobody asks for it. Where
+        a stack measures at averages, it is what the last measurement found.
         """
         return self._by_key(Tower.hypergradients)
 

@@ -151,7 +151,7 @@ def check(stack, windows=2, schedule=lambda t: 1.0, grads=None, own=False):
 # ---- central differences, where losses are linear: gradients are given in advance
 
 
-@pytest.mark.sampled(8)
+@pytest.mark.sampled(16)
 @by_options
 def test_hypergradients_are_the_derivatives_of_what_the_average_moved(rule, options):
     """Every learned hyperparameter of every rule, in every window; what the rule reads of the weights is held."""
@@ -185,6 +185,7 @@ VARIED = {
 by_variation = pytest.mark.parametrize("level", VARIED.values(), ids=VARIED)
 
 
+@pytest.mark.sampled(3)
 @by_variation
 def test_variations(level):
     """With a schedule, and gradients that come and go: a tensor without one stays, while its average goes on."""
@@ -255,7 +256,8 @@ def test_what_is_dropped_is_that_weights_are_read_elsewhere(level, reads):
     assert ("lr" in wrong) == reads
 
 
-@pytest.mark.parametrize("size", [4, 30])
+@pytest.mark.sampled(2)
+@pytest.mark.parametrize("size", [30, 4])
 def test_windows_in_blocks_of_any_size(size, monkeypatch):
     """A tensor that is cut, and several that lie together."""
     shapes = ((9, 40), (5,), (), (30,), (5, 6), (2, 3))
@@ -536,11 +538,27 @@ def test_betas_are_learned_by_what_is_carried_along():
     assert abs(float(found[-1][2]["0.beta1"]) - 0.9) > 1e-3
 
 
+@pytest.mark.parametrize(("steps", "last"), [(EVERY, 0), (EVERY + 1, 1), (2 * EVERY, 1), (2 * EVERY + 1, 2)])
+def test_fixed_after_counts_steps_and_not_measurements(steps, last):
+    """Those with a number up to `steps` learn: measurements are made in steps `EVERY` + 1, 2 `EVERY` + 1, ..."""
+    level = hs.SGD(hs.fixed_after(hs.log(0.01), steps), momentum=hs.learned(0.5))
+    params = tensors(shapes=SMALL)
+    tower = make_tower(level / hs.SGD(0.1, clip=[hs.cosine()], at=PLACE), params)
+    rates = []
+    for gs in gradients(4 * EVERY, shapes=SMALL):
+        if tower.due:
+            tower.measure(params, gs)
+        tower.step(params, gs)
+        rates.append(float(tower.hyperparameters()["0.lr"]))
+    assert len(set(rates)) == 1 + last
+    assert rates[-1] == rates[last * EVERY]
+
+
 # ---- no wait for the device
 
 
 def each_measuring(rule):
-    """A stack that carries along everything that a rule can learn, one number a tensor; and one that carries nothing."""
+    """A stack that carries along everything that a rule can learn, one number a tensor; and one without."""
     spread = {name: hs.learned(hs.per_tensor(interior(h))) for name, h in rule.hyperparameters.items()}
     return [
         asked(rule, **spread, clip=True) / hs.SGD(1e-3, clip=[hs.cosine()], at=PLACE) / hs.SGD(1e-3),
@@ -558,7 +576,7 @@ def some_steps(tower, params, grads, missing=()):
         assert all(x.device == params[0].device for _, x in tower.averages())
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(13)
 @by_rule
 def test_no_step_of_a_window_looks_at_a_value(rule):
     """On the meta device there are none."""
@@ -630,7 +648,7 @@ def in_kernels(stack, *fused, steps=8):
     return [*params, *means, *tower.hyperparameters().values(), *tower.hypergradients().values()]
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.slow
 @by_rule
 def test_windows_in_kernels(rule, uncompiled):
     for stack in each_measuring(rule):
