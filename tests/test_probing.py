@@ -120,6 +120,19 @@ def test_the_closure_is_called_twice_where_a_window_ends_and_first_at_the_averag
     assert not torch.equal(means[0], live[0])
 
 
+def test_a_step_is_not_captured(monkeypatch):
+    """A graph would replay the same step again and again, with a measurement or without."""
+    model = network()
+    opt = HyperOptimizer(model.parameters(), AUTO)
+    before = seen(opt)
+    for name in ("is_initialized", "is_current_stream_capturing"):
+        monkeypatch.setattr(torch.cuda, name, lambda: True)
+    with pytest.raises(RunError, match="cannot be captured in a CUDA graph"):
+        train(model, opt, batches(1))
+    monkeypatch.undo()
+    assert_same(seen(opt), before)
+
+
 def test_the_gradients_are_those_of_the_live_weights_and_the_same_tensors():
     """What the probe leaves in p.grad is gone, whether gradients are set to None, to zero, or not at all."""
     for set_to_none in (True, False):
