@@ -16,7 +16,9 @@ from typing import Any
 from hyperstack.experiments.experiment import load, names
 from hyperstack.experiments.verdicts import INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED, RULE
 from hyperstack.reports.text import number
+from hyperstack.schedule import CONSTANT
 from hyperstack_cli.published import measured, part_line, plus_minus, scale_line
+from hyperstack_cli.standing import errors, summary
 
 HERE = Path(__file__).parent
 STORED, TARGET = HERE / "results", HERE / "published.md"
@@ -25,13 +27,15 @@ HEAD = """\
 # Published and measured
 
 What the source documents claim in their tables, and what came out when their experiments were run again with
-`hyperstack reproduce`. This page is made of the outcomes stored in `docs/results/`:
+`hyperstack reproduce`; and [a comparison](#rivals) of our own. This page is made of the outcomes stored in
+`docs/results/`:
 
 ```bash
 hyperstack reproduce clip-table-2 --out reproduced/table-2
 python docs/make_published.py reproduced/table-2
 ```
 """
+LEFT_OUT = "left out by --part"
 
 
 def outcomes() -> list[dict[str, Any]]:
@@ -46,28 +50,81 @@ def table(head: list[str], rows: list[list[str]], right: range) -> str:
 
 
 def counts(found: dict[str, Any]) -> Counter[str]:
-    """How often each verdict was given, to figures and to claims."""
-    return Counter(each["verdict"] for part in found["parts"] for each in (*part["rows"], *part["claims"]))
+    """How often each verdict was given, to figures and to claims; a comparison has none."""
+    judged = [part for part in found["parts"] if "rows" in part]
+    return Counter(each["verdict"] for part in judged for each in (*part["rows"], *part["claims"]))
+
+
+def parts_of(found: dict[str, Any]) -> list[str]:
+    """The parts that an outcome is of, where others were left out by the command."""
+    some = any(each["why"] == LEFT_OUT for each in found["not_run"])
+    return [part["name"] for part in found["parts"]] if some else []
 
 
 def overview(found: list[dict[str, Any]]) -> str:
     """One row an experiment."""
-    by_name = {each["experiment"]: each for each in found}
+    by_name: dict[str, list[dict[str, Any]]] = {}
+    for each in found:
+        by_name.setdefault(each["experiment"], []).append(each)
     rows = []
     for name in names():
         experiment = load(name)
         link = f"[`{name}`](#{name})" if name in by_name else f"`{name}`"
-        given = counts(by_name[name]) if name in by_name else Counter()
-        share = f"{100 * by_name[name]['share']:.3g} %" if name in by_name else "not run yet"
+        stored = by_name.get(name, [])
+        given = sum(map(counts, stored), Counter[str]())
+        share = ", ".join(" ".join([*parts_of(each), f"{100 * each['share']:.3g} %"]) for each in stored)
+        share = share or "not run yet"
         rows.append([link, experiment.title, share, *(str(given[verdict]) if given else "" for verdict in VERDICTS)])
     return table(["experiment", "what it is", "work done", *VERDICTS], rows, range(2, 6))
 
 
+def sections(found: list[dict[str, Any]]) -> list[str]:
+    """Each outcome; those of parts of one comparison in one section."""
+    published = [section(each) for each in found if "source" in each]
+    compared: dict[str, list[dict[str, Any]]] = {}
+    for each in found:
+        if "source" not in each:
+            compared.setdefault(each["experiment"], []).append(each)
+    return [*published, *(comparison(own) for own in compared.values())]
+
+
+def comparison(stored: list[dict[str, Any]]) -> str:
+    """A comparison, of which some parts may have been run by a command of their own."""
+    first = stored[0]
+    blocks = [f"## {first['experiment']}", f"{first['title']}.", "How it is measured:"]
+    blocks.append("\n".join(f"- {line}" for line in first["rule"]))
+    for found in stored:
+        for part in found["parts"]:
+            blocks.append(f"### {part_line(part)}")
+            blocks.append(" ".join([f"{scale_line(found).capitalize()}.", *noted(found)]))
+            blocks.append(f"```bash\n{found['command']}\n```")
+            blocks.append("\n".join(f"- {code(each)}" for each in part["entrants"]))
+            blocks.append(f"{found['measure'].capitalize()}, {found['unit']}, by λ; * where runs diverged:")
+            tables = (errors(part, found["digits"]), summary(part, found["digits"]))
+            blocks += [table(rows[0], rows[1:], range(1, len(rows[0]))) for rows in tables]
+            blocks.append("\n".join(f"- {sentence}" for sentence in part["says"]))
+        left = [each for each in found["not_run"] if each["why"] != LEFT_OUT]
+        blocks += ["Not run:", "\n".join(f"- {not_run(each)}" for each in left)] if left else []
+    blocks += ["Remarks:", "\n".join(f"- {remark}" for remark in first["remarks"])]
+    return "\n\n".join(blocks)
+
+
+def code(entrant: dict[str, Any]) -> str:
+    """An entrant, its stack set as code."""
+    course = "" if entrant["schedule"] == CONSTANT else f", schedule `{entrant['schedule']}`"
+    return f"{entrant['label']}: `{entrant['stack']}`{course}"
+
+
+def noted(found: dict[str, Any]) -> list[str]:
+    """The note of an outcome, if it has one."""
+    return [f"**{found['note']}**"] if found["note"] else []
+
+
 def section(found: dict[str, Any]) -> str:
-    """An experiment."""
+    """A published experiment."""
     source = found["source"]
     said = [f'{source["authors"]}, "{source["title"]}", {source["place"]}. {scale_line(found).capitalize()}.']
-    said += [f"**{found['note']}**"] if found["note"] else []
+    said += noted(found)
     command = f"```bash\n{found['command']}\n```"
     blocks = [f"## {found['experiment']}", f"{found['title']}.", " ".join(said), command]
     for part in found["parts"]:
@@ -117,7 +174,7 @@ def page() -> str:
     found = outcomes()
     rule = "\n".join(f"- {line}" for line in RULE)
     blocks = [HEAD, overview(found), "", "## How verdicts are given", "", rule, ""]
-    return "\n".join(blocks) + "".join(f"\n{section(each)}\n" for each in found)
+    return "\n".join(blocks) + "".join(f"\n{each}\n" for each in sections(found))
 
 
 def main(folders: list[str]) -> None:
@@ -125,7 +182,8 @@ def main(folders: list[str]) -> None:
     STORED.mkdir(exist_ok=True)
     for folder in folders:
         source = Path(folder) / "results.json"
-        name = json.loads(source.read_text(encoding="utf-8"))["experiment"]
+        found = json.loads(source.read_text(encoding="utf-8"))
+        name = ".".join([found["experiment"], *parts_of(found)])
         shutil.copyfile(source, STORED / f"{name}.json")
     TARGET.write_text(page(), encoding="utf-8")
 

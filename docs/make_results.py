@@ -4,7 +4,7 @@
     python docs/make_results.py start        only the tables named; a name that is none gets the list of them
     python docs/make_results.py --show start to the screen, not into the files
 
-`speed` and `sweep` come from `hyperstack bench`, `together` from measure_together.py; they want a quiet machine.
+`speed`, `sweep`, `probing` (`hyperstack bench`) and `together` (measure_together.py) want a quiet machine.
 `spikes` has runs of its own. Elsewhere a figure is the test error in percent after the last epoch, as `hyperstack train
 mnist --stack STACK --seed SEED` reports it: mean ± standard deviation over seeds 0, 1 and 2. A table stands between
 `<!-- results: NAME -->` and `<!-- end of results -->`, and is replaced as a whole.
@@ -46,14 +46,14 @@ def mnist() -> tuple[Task, Data]:
 
 
 @functools.cache
-def error(stack: str, epochs: int, seed: int) -> float:
+def error(stack: str, epochs: int, seed: int, batch_size: int = 256) -> float:
     """The test error of one run, in percent."""
     task, data = mnist()
-    trainer = Trainer(Plan(task.name, str(hs.parse(stack)), epochs, seed, "cpu", task.batch_size), task, data)
+    trainer = Trainer(Plan(task.name, str(hs.parse(stack)), epochs, seed, "cpu", batch_size), task, data)
     with Recorder(trainer.opt, []) as recorder:
         trainer.run(recorder)
     found = 100 * trainer.summary()["test_error"]
-    print(f"{stack}  epochs {epochs}  seed {seed}: {found:.2f} %", file=sys.stderr, flush=True)
+    print(f"{stack}  epochs {epochs}  batch {batch_size}  seed {seed}: {found:.2f} %", file=sys.stderr, flush=True)
     return found
 
 
@@ -142,6 +142,44 @@ def wrong() -> str:
         rows.append([f"`{rate}`", *(figure(stack) for stack in stacks)])
     head = ["λ", "`Adam(λ)`", *(f"/ `{upper}`" for upper in uppers), "/ `SGD(0.1, clip=cosine)`, betas learned too"]
     return markdown(head, rows)
+
+
+STARTS = ("1e-6", "1e-3", "1")
+
+
+def from_starts(name: str, stack: str, epochs: int = 5, batch_size: int = 256) -> list[str]:
+    """A row: the errors of a stack from each start λ, means of two seeds."""
+    row = [name]
+    for start in STARTS:
+        found = [error(str(hs.parse(stack).bind(λ=float(start))), epochs, seed, batch_size) for seed in SEEDS[:2]]
+        row.append(" ".join(f"{x:.2f}" for x in found))
+    return row
+
+
+FROM = [f"from λ = {start}" for start in STARTS]
+
+
+def primaries() -> str:
+    """`auto` around other rules, and with more to learn."""
+    bases = ["Adam(λ)", "AdamW(λ)", "SGD(λ)", "SGD(λ, momentum=0.9)", "RMSProp(λ)", "AdaGrad(λ)", "Lion(λ)", "LAMBC(λ)"]
+    bases += ["Adam(λ, beta1=learned(0.9), beta2=learned(0.999))", "Adam(per_tensor(λ))"]
+    return markdown(["stack", *FROM], [from_starts(f"`auto({base})`", f"auto({base})") for base in bases])
+
+
+def numbers() -> str:
+    """`auto` with other numbers than its own."""
+    changes = ["", *(f"decay={x}" for x in ("0.9", "0.97", "0.999")), *(f"every={x}" for x in (5, 20, 50))]
+    changes += [*(f"rate={x}" for x in ("0.3", "3.0")), *(f"bound={x}" for x in ("0.03", "0.3", "0.0"))]
+    stacks = [f"auto(Adam(λ){', ' * bool(change)}{change})" for change in changes]
+    return markdown(["stack", *FROM], [from_starts(f"`{stack}`", stack) for stack in stacks])
+
+
+def batches() -> str:
+    """`auto` at other batch sizes, and for fewer and more epochs."""
+    stack = "auto(Adam(λ))"
+    rows = [from_starts(f"batch {size}, 5 epochs", stack, 5, size) for size in (16, 64, 256, 1024, 4096)]
+    rows += [from_starts(f"batch 256, {epochs} epoch{'s' * (epochs > 1)}", stack, epochs) for epochs in (1, 2, 30)]
+    return markdown(["", *FROM], rows)
 
 
 def long() -> str:
@@ -314,6 +352,16 @@ def sweep() -> str:
     return markdown(HEAD, rows_of(bench("1e4", "1e5", "1e6", "1e7", "1e8", "--seconds", "15", *only)))
 
 
+def probing() -> str:
+    """What measuring at averages costs, against the same tower that measures live."""
+    rows = []
+    for form in ("", ", compiled"):
+        names = (f"auto(Adam), live{form}", f"auto(Adam){form}", f"Adam{form}")
+        only = [word for name in names for word in ("--only", name)]
+        rows += rows_of(bench("mnist", "gpt", "resnet", "--seconds", "60", *only))
+    return f"{machine()}.\n\n" + markdown(HEAD, rows)
+
+
 def together() -> str:
     """Runs trained together, in as many processes as there are cores, against one after another."""
     code = "import json, measure_together as m; print(json.dumps(m.measured(30)))"
@@ -324,7 +372,25 @@ def together() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     f.__name__: f
-    for f in (start, clipping, wrong, rates, family, every, trust, layers, spikes, long, speed, sweep, together)
+    for f in (
+        start,
+        clipping,
+        wrong,
+        rates,
+        family,
+        every,
+        primaries,
+        numbers,
+        batches,
+        trust,
+        layers,
+        spikes,
+        long,
+        speed,
+        sweep,
+        probing,
+        together,
+    )
 }
 PLACE = re.compile(r"(<!-- results: (\w+) -->\n).*?(\n<!-- end of results -->)", re.DOTALL)
 

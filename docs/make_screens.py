@@ -51,6 +51,11 @@ SCREENS = (
     ),
     Screen("`inspect` shows what happened to each hyperparameter.", "hyperstack inspect runs/clipped"),
     Screen(
+        "A run that measures at averages, here from a start that is far too low: `inspect` shows how its probes went.",
+        "hyperstack inspect runs/auto",
+        before=(f'{TRAIN} --epochs 5 --stack "auto(Adam(1e-6))" --out runs/auto --quiet',),
+    ),
+    Screen(
         "`compare` shows runs side by side, here three seeds each of two stacks, one epoch long. Level 1's rate is too "
         "high for the stack without `clip`.",
         "hyperstack compare runs/compared",

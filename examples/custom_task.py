@@ -5,7 +5,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-import hyperstack as hs
 from hyperstack.tasks import Classifier, Data
 from hyperstack.training import Plan, Trainer
 
@@ -34,5 +33,5 @@ class Disc(Classifier):
 if __name__ == "__main__":
     task, plan = Disc(), Plan("disc", "Adam(0.01) / SGD(1e-6)", epochs=9, seed=0, device="cpu", batch_size=50)
     trainer = Trainer(plan, task, task.load(None, torch.device("cpu")))
-    trainer.run(hs.Recorder(trainer.opt, []), after_epoch=print)
+    trainer.run(after_epoch=print)
     assert trainer.test_error() < 0.1, "one answer for all points leaves half of them wrong"

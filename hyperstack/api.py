@@ -1,6 +1,5 @@
 """Everything that `hyperstack` offers by name; importing it loads torch."""
 
-from hyperstack.auto import auto
 from hyperstack.dsl import parse
 from hyperstack.errors import HyperstackError, InputError, RunError, StackError
 from hyperstack.hyperparameter import (
@@ -24,6 +23,7 @@ from hyperstack.measuring import Average as average
 from hyperstack.measuring import Live as live
 from hyperstack.numerics import huberize
 from hyperstack.optimizer import HyperOptimizer
+from hyperstack.recipe import auto
 from hyperstack.reports.run import Run, load_run
 from hyperstack.reports.tower import tower_summary
 from hyperstack.rule import RULES, Option, Rule, Stack

@@ -75,6 +75,10 @@ class AveragingTower(Tower):
             self.window.trace(self.primary, self.buckets[b], tensors, grads, numbers)
         super().push(b, tensors, grads, outputs)
 
+    def cosines(self) -> Tensors:
+        """ĝ / (‖ḡ‖ ‖d‖) of each learned hyperparameter of the primary level, as the last probe found it."""
+        return self.levels[0].layout.unpack(self.climb.layout.unpack(self.cells)["0.cosine"])
+
     def averages(self) -> Iterator[tuple[int, Tensor]]:
         """The place of each tensor that was ever moved, and its average: views."""
         for bucket in self.buckets:

@@ -7,7 +7,8 @@ Everything of size one, or one a hyperparameter, lies in one flat tensor, the ce
                                                      which it was clipped, and how many steps left it out
     k.grad, k.step, k.applied, k.params,             for k > 0: the record of level k's last update, which moved
     k.state.NAME, k.clip.I.NAME                      level k-1's raw tensor; `applied`: 1 for parts that it moved
-    0.cosine, 0.displacement                         measured at averages: ĝ / (‖ḡ‖ ‖d‖), and ‖d‖ (see `window`)
+    0.cosine, 0.displacement, 0.probes               measured at averages: ĝ / (‖ḡ‖ ‖d‖), and ‖d‖ (see `window`), at
+                                                     the last probe, and how many there were
     0.loss.NAME                                      what a wrapper knows of the losses; it changes before the step
     schedule                                         the factor that multiplied the primary rate
 """
@@ -64,7 +65,7 @@ class Climb:
         if level.limits is not None:
             cells.update({f"loss.{name}": x for name, x in level.limits.init_losses(raw.new_zeros(())).items()})
         if k == 0 and self.window:
-            cells.update(cosine=raw * 0, displacement=raw * 0)
+            cells.update(cosine=raw * 0, displacement=raw * 0, probes=raw.new_zeros(()))
         if k:
             below = self.levels[k - 1]
             like = below.start() * 0
@@ -93,6 +94,7 @@ class Climb:
             out["0.hypergradient"], out["0.slope"] = inputs["received"], slope
             out["0.displacement"] = inputs["displacement"]
             out["0.cosine"] = torch.where(slope > 0, inputs["received"] / slope, 0.0)
+            out["0.probes"] = x["0.probes"] + 1
         elif len(self.levels) > 1:
             self._measure_primary(buckets, inputs, x, out)
             if "shared" in inputs:

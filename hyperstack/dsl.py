@@ -23,11 +23,11 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 import hyperstack.rules  # noqa: F401  (they are known from then on)
-from hyperstack.auto import auto
 from hyperstack.choices import Choice
 from hyperstack.errors import InputError, StackError
 from hyperstack.hyperparameter import MODIFIERS, WORDS, Setting, as_setting, fixed_after, free
 from hyperstack.measuring import MEASURED
+from hyperstack.recipe import auto
 from hyperstack.rule import RULES, Rule, Stack, nearest
 from hyperstack.transforms import TRANSFORMS
 from hyperstack.wrapper import WRAPPERS, Wrapper

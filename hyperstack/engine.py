@@ -296,6 +296,10 @@ class Tower:
         """The factor that the level above applied to each hypergradient at the last step."""
         return self._read("factor", lambda level, each: dict(zip(level.learned, each, strict=True)), 1.0)
 
+    def cosines(self) -> Tensors:
+        """Of each learned hyperparameter of the primary level, what the last probe found, where there are probes."""
+        return {}
+
     def nonfinite_counts(self) -> Tensors:
         """How many steps each hyperparameter was left out of."""
         return self._read("nonfinite", lambda level, each: dict(zip(level.learned, each, strict=True)))

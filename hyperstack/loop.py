@@ -76,7 +76,10 @@ class Recording:
         atexit.register(self._at_exit)
 
     def loss(self, loss: Tensor | float) -> None:
-        """The loss of the next step, where the record is to have it: 0-dim, on the device; it is not waited for."""
+        """The loss of the next step, where the record is to have it: 0-dim, on the device; it is not waited for.
+
+        In a closure it is told once more in a step that begins with a probe: the last call before the step counts.
+        """
         self._loss = loss.detach() if isinstance(loss, Tensor) else torch.full_like(self._unknown, loss)
 
     def result(self, *, test_error: float | None = None, **figures: float | str | None) -> None:

@@ -40,7 +40,7 @@ class Average(Choice):
 
     decay: float = option(domain=UNIT, doc="how much of the average is kept at each step, once it is warm")
     every: int = option(10, Interval(1.0), "steps between two measurements")
-    warmup: int = option(10, NON_NEGATIVE, "the average is of the last (t + warmup) / warmup-th of t steps at first")
+    warmup: int = option(10, NON_NEGATIVE, "step t looks back over 1 + t / warmup steps, or fewer; 0: warm at once")
     bound: float = option(0.0, NON_NEGATIVE, "the largest relative update in the first steps; 0: any")
 
     def kept(self, t: int) -> float:

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from hyperstack.devices import device_failures
 from hyperstack.errors import InputError
 from hyperstack.level import scalar_dtype
 from hyperstack.optimizer import HyperOptimizer
+from hyperstack.rivals import make_optimizer
+from hyperstack.schedule import Schedule
 from hyperstack.tasks import Data, Task
 from hyperstack.telemetry.jsonl import JsonLines
 from hyperstack.telemetry.outputs import outputs
@@ -37,6 +39,13 @@ class Epoch:
     test_error: float
 
 
+class Losses(Protocol):
+    """What is told the loss of each step: a `Recorder`, say."""
+
+    def record(self, step: int, loss: Tensor) -> None:
+        """The loss of step number `step`, from 1: 0-dim, on the device."""
+
+
 # How far training has come: attributes of the trainer, and what each is.
 PROGRESS = {"epoch": int, "batch": int, "steps": int, "seconds": float, "total": Tensor, "diverged": bool}
 
@@ -51,7 +60,9 @@ class Trainer:
         torch.manual_seed(plan.seed)
         device = data.train_inputs.device
         self.model = task.model().to(device)
-        self.opt = HyperOptimizer(self.model.named_parameters(), plan.stack, compile=plan.compile)
+        self.opt = make_optimizer(self.model.named_parameters(), plan.stack, compile=plan.compile)
+        self.rates = [group["lr"] for group in self.opt.param_groups]
+        self.schedule = Schedule.parse(plan.schedule)
         self.source = Batches(task, data)
         self.epoch = self.batch = self.steps = 0
         self.seconds = 0.0
@@ -71,11 +82,14 @@ class Trainer:
 
     def run(
         self,
-        recorder: Recorder,
+        recorder: Losses | None = None,
         stop: Callable[[], bool] = lambda: False,
         after_epoch: Callable[[Epoch], None] = lambda epoch: None,
     ) -> None:
-        """Train until the plan is fulfilled, the network has diverged, or `stop()` is true after a step."""
+        """Train until the plan is fulfilled, the network has diverged, or `stop()` is true after a step.
+
+        recorder: is told the loss of each step.
+        """
         started = time.perf_counter() - self.seconds
         while not self.finished:
             order = self.source.order(self.plan.seed, self.epoch)
@@ -84,12 +98,16 @@ class Trainer:
                     self.seconds = time.perf_counter() - started
                     return
                 loss = self._step(order[self.batch * self.plan.batch_size : (self.batch + 1) * self.plan.batch_size])
-                recorder.record(self.steps, loss)
+                if recorder is not None:
+                    recorder.record(self.steps, loss)
             self._end_epoch()
             self.seconds = time.perf_counter() - started
             after_epoch(self.epochs[-1])
 
     def _step(self, chosen: Tensor) -> Tensor:
+        factor = self.schedule.factor(self.steps, self.batches * self.plan.epochs)
+        for group, rate in zip(self.opt.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
         inputs, targets = self.source.training(chosen, self.plan.seed, self.epoch, self.batch)
 
         def closure() -> Tensor:
@@ -205,6 +223,8 @@ def train(
     """
     with device_failures():
         trainer = Trainer(plan, task, data)
+        if not isinstance(trainer.opt, HyperOptimizer):
+            raise InputError(f"{plan.stack} is no stack", why="only towers are recorded", instead="give it to a sweep")
         if resume:
             trainer.restore(folder.read_checkpoint(data.train_inputs.device))
         recorded = trainer.steps - trainer.steps % plan.record_every

@@ -152,20 +152,20 @@ class Window:
         for bucket in buckets:
             if (mine := bucket.pick(grads)) is None:
                 continue
-            flat = torch.cat([g.to(bucket.dtype) for g in bucket.gather(mine)])
-            total = total + flat.square().sum().to(like)
             place = bucket.place.to(like.device)
-            for name in self.level.learned:
-                d = self._derivative(bucket, name)
-                for sums, x in ((products, flat * d), (squares, d.square())):
-                    sums[name].index_copy_(0, place, _sums(bucket.segments, x).to(like))
+            for block, part, grad in zip(bucket.blocks, bucket.parts, bucket.gather(mine), strict=True):
+                flat = grad.to(bucket.dtype)
+                total = total + flat.square().sum().to(like)
+                for name in self.level.learned:
+                    d = self._derivative(part, name)
+                    for sums, x in ((products, flat * d), (squares, d.square())):
+                        sums[name].index_add_(0, place[block.tensors], _sums(block.segments, x).to(like))
         parts = {"received": self._packed(products, like), "displacement": self._packed(squares, like).sqrt()}
         return {**parts, "slope": parts["displacement"] * total.sqrt()}
 
-    def _derivative(self, bucket: Bucket, name: str) -> Tensor:
-        """d of one hyperparameter."""
-        flats = bucket.flats
-        return flats["average"] - flats["anchor"] if name == self.rate else flats[f"moved.{name}"]
+    def _derivative(self, part: Tensors, name: str) -> Tensor:
+        """d of one hyperparameter, in a block."""
+        return part["average"] - part["anchor"] if name == self.rate else part[f"moved.{name}"]
 
     def _packed(self, each: Tensors, like: Tensor) -> Tensor:
         """Numbers of each tensor as the flat raw tensor has them: their sum, where there is one number for all."""

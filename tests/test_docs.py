@@ -4,6 +4,7 @@ and nothing that a user can name goes unmentioned.
 
 import importlib.util
 import io
+import json
 import re
 import runpy
 import shlex
@@ -175,7 +176,24 @@ def test_published_and_measured_is_what_is_stored():
     assert published.TARGET.read_text(encoding="utf-8") == published.page()
     assert published.outcomes()
     for found in published.outcomes():
-        assert f"## {found['experiment']}\n" in published.page()
+        assert published.page().count(f"\n## {found['experiment']}\n") == 1
+        assert all(f"### {published.part_line(part)}\n" in published.page() for part in found["parts"])
+
+
+def test_outcomes_of_parts_of_a_comparison_share_a_section(tmp_path, monkeypatch):
+    whole = next(each for each in published.outcomes() if "source" not in each)
+    assert published.parts_of(whole) == [part["name"] for part in whole["parts"]]
+    other = {**whole, "parts": [{**whole["parts"][0], "name": "elsewhere"}], "share": 0.1, "note": "It is another."}
+    monkeypatch.setattr(published, "STORED", tmp_path / "results")
+    monkeypatch.setattr(published, "TARGET", tmp_path / "page.md")
+    for i, each in enumerate((whole, other)):
+        (tmp_path / str(i)).mkdir()
+        (tmp_path / str(i) / "results.json").write_text(json.dumps(each))
+    published.main([str(tmp_path / "0"), str(tmp_path / "1")])
+    page = (tmp_path / "page.md").read_text()
+    assert page.count(f"\n## {whole['experiment']}\n") == 1
+    assert f"elsewhere 10 %, {whole['parts'][0]['name']} {100 * whole['share']:.3g} %" in page
+    assert page.count("0.1 of the work. **It is another.**") == 1
 
 
 def test_a_terminal_is_read_as_it_looks():

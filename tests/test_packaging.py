@@ -98,7 +98,7 @@ def test_what_is_imported_is_declared():
     declared = {Requirement(text).name for text in PROJECT["project"]["dependencies"]}
     known = {*sys.stdlib_module_names, *declared, *FOLDERS}
     extras = PROJECT["project"]["optional-dependencies"]
-    named = [Requirement(text).name for extra in ("plots", "tensorboard") for text in extras[extra]]
+    named = [Requirement(text).name for extra in ("plots", "rivals", "tensorboard") for text in extras[extra]]
     optional = {"gdtuo", "PIL", *named}  # used where they are installed; PIL is Pillow
     for path, tree in sources().items():
         for node in ast.walk(tree):

@@ -34,7 +34,7 @@ WANTED = {
 
 
 def test_the_experiments():
-    assert set(names()) == WANTED
+    assert set(names()) == WANTED | {"rivals", "auto"}
 
 
 @pytest.mark.parametrize("name", sorted(WANTED))
@@ -55,7 +55,7 @@ def test_a_file_is_well_formed(name):
                 assert str(stack) == series.bound(value)
                 assert figure is None or 0 <= figure <= 100
             assert any(f is not None for f in series.published) or part.claims
-        assert len(Asked(name, 1.0, None, [], "cpu", "").plan(part).cells()) == part.seeds * sum(
+        assert len(Asked(name, 1.0, None, [], "cpu", "").pieces(part)[0].plan.cells()) == part.seeds * sum(
             len(part.values(series)) for series in part.series
         )
 
@@ -132,6 +132,7 @@ MALFORMED = {
     "one label twice": ((*SERIES, "label"), "clipping", "different labels"),
     "a claim of nobody": ((*CLAIM, "better"), "clapping", "no series 'clapping'"),
     "a claim elsewhere": ((*CLAIM, "at"), [7.0], "7.0 is not in the grid of α"),
+    "a schedule": ((*PART, "schedule"), "linear", "'linear' is no schedule"),
     "a claim without a place": ((*CLAIM, "at"), ..., "is not in the grid of α"),
 }  # fmt: skip
 
@@ -178,11 +179,28 @@ def test_a_share_of_the_work(epochs, seeds, scale):
 def test_shares_of_an_experiment():
     found = load("adam-clip-table-1")
     asked = Asked(found.name, 0.1, None, [], "cpu", "")
-    pairs = [(part, asked.plan(part)) for part in found.parts]
-    assert 0.05 < share(pairs) < 0.15
-    assert hours(found, pairs) == pytest.approx(found.hours * share(pairs[:6]))
-    assert asked.plan(found.parts[0]).epochs == 1
-    assert Asked(found.name, 0.1, 5, [], "cpu", "").plan(found.parts[0]).seeds == [0, 1, 2, 3, 4]
+    pieces = [piece for part in found.parts for piece in asked.pieces(part)]
+    assert 0.05 < share(pieces) < 0.15
+    assert hours(found, pieces) == pytest.approx(found.hours * share(pieces[:6]))
+    assert pieces[0].plan.epochs == 1
+    assert Asked(found.name, 0.1, 5, [], "cpu", "").pieces(found.parts[0])[0].plan.seeds == [0, 1, 2, 3, 4]
+
+
+def test_a_drop_comes_in_proportion():
+    found = load("alrc-table-1")
+    part = next(part for part in found.parts if part.name == "quartic-64")
+    whole, half = (Asked(found.name, scale, None, [], "cpu", "").pieces(part)[0].plan for scale in (1.0, 0.1))
+    assert (whole.epochs, whole.schedule) == (128, "drop(54687, 0.1)")
+    assert (half.epochs, half.schedule) == (64, f"drop({round(54687 / 2)}, 0.1)")
+
+
+def test_a_part_under_a_schedule(tiny, tmp_path):
+    tiny["tiny"] = changed((*PART, "schedule"), "drop(10, 0.1)")
+    arguments = ("reproduce", "tiny", "--jobs", 1, "--seeds", 2)
+    code, output, _ = command(*arguments, "--out", "a", "--scale", 0.34, columns=120)
+    assert (code, "schedule drop(5, 0.1)" in output) == (0, True)
+    results = json.loads((tmp_path / "a" / "toy" / "results.json").read_text())
+    assert {result["schedule"] for result in results} == {"drop(5, 0.1)"}
 
 
 # ---- verdicts

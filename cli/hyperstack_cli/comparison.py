@@ -25,7 +25,7 @@ LABEL = 13  # width of the names of the rows, indented
 NARROW = 32  # columns, below which there is room for means only
 LEAST, MOST = 8, 40  # characters of a sparkline
 PLAIN = str.maketrans({"·": "-", "…": ".", "±": "~"})  # for terminals that know ASCII only
-SETTINGS = {"task": "task", "epochs": "epochs", "batch_size": "batch", "device": "device"}
+SETTINGS = {"task": "task", "epochs": "epochs", "batch_size": "batch", "schedule": "schedule", "device": "device"}
 ENDED = ("diverged", "interrupted", "running", "stopped")
 
 
@@ -124,6 +124,8 @@ class Comparison:
         yield Row("|grad|", curve=f"{key}.grad")
         yield Row("median", [self._spread(s.median, 3) if s else "-" for s in found])
         yield Row("max", [number(s.max, 3) if s else "-" for s in found])
+        if any(key in group.counted[0].record.probed for group in self.groups):
+            yield Row("cosine", curve=f"{key}.cosine")
         if any(s and s.clipped.mean for s in found):
             clipped = [
                 s and is_clipped(key, g.runs[0].levels, s.clipped.mean) for g, s in zip(self.groups, found, strict=True)

@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from hyperstack.reports.against import against, curve
 from hyperstack.reports.panels import Line, Panel
 from hyperstack.reports.text import number
+from hyperstack.schedule import CONSTANT
 
 if TYPE_CHECKING:
-    from hyperstack.experiments.experiment import Experiment
+    from hyperstack.experiments.experiment import AnyExperiment
 
 
-def list_experiments(console: Console, experiments: list[Experiment]) -> None:
+def list_experiments(console: Console, experiments: list[AnyExperiment]) -> None:
     """What there is, what each needs, and about how long it takes."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for title in ("experiment", "what it is, and the data it needs"):
         table.add_column(title)
     table.add_column("2 cores", justify="right", no_wrap=True)
     for each in experiments:
-        place = f"{each.source.authors.partition(',')[0]}: {each.source.place}"
-        table.add_row(each.name, f"{each.title}. {place}. {each.data}", duration(each.hours))
+        table.add_row(each.name, each.about, duration(each.hours))
     with console.capture() as captured:
         console.print(table)
     for line in captured.get().splitlines():
@@ -59,10 +58,10 @@ def show(console: Console, found: dict[str, Any]) -> None:
         console.print(f"\nnot run: {each['row']}{figures}: {each['why']}")
     console.print("\nremarks")
     for remark in found["remarks"]:
-        console.print(_item("-", remark))
+        console.print(item("-", remark))
     console.print("\nhow verdicts are given")
     for line in found["rule"]:
-        console.print(_item("-", line))
+        console.print(item("-", line))
 
 
 def scale_line(found: dict[str, Any]) -> str:
@@ -72,9 +71,8 @@ def scale_line(found: dict[str, Any]) -> str:
     if found["share"] >= 1:
         line = "all of the work" + (", with more seeds" if found["share"] > 1 else "")
     fewer = [p for p in found["parts"] if p["epochs"] < p["epochs_published"]]
-    line += (
-        ": fewer epochs than published, so every verdict is inconclusive" if len(fewer) == len(found["parts"]) else ""
-    )
+    if "source" in found and len(fewer) == len(found["parts"]):
+        line += ": fewer epochs than published, so every verdict is inconclusive"
     return line if done == asked else f"{line}; so far {done:,} of {asked:,} runs have ended"
 
 
@@ -84,7 +82,9 @@ def part_line(part: dict[str, Any]) -> str:
     epochs += f" of {part['epochs_published']}" if part["epochs"] != part["epochs_published"] else ""
     seeds = f"{len(part['seeds'])} seed{'s' if len(part['seeds']) > 1 else ''}"
     seeds += f" of {part['seeds_asked']}" if len(part["seeds"]) < part["seeds_asked"] else ""
-    return f"{part['name']}: {part['task']}, {epochs}, batches of {part['batch_size']}, {seeds}"
+    course = part.get("schedule", CONSTANT)
+    schedule = "" if course == CONSTANT else f", schedule {course}"
+    return f"{part['name']}: {part['task']}, {epochs}, batches of {part['batch_size']}, {seeds}{schedule}"
 
 
 def measured(row: dict[str, Any], digits: int) -> str:
@@ -100,7 +100,7 @@ def plus_minus(half: float | None, digits: int = 2) -> str:
     return "" if half is None else f" ± {half:.{digits}f}"
 
 
-def _item(mark: str, text: str) -> Table:
+def item(mark: str, text: str) -> Table:
     """A paragraph behind a mark."""
     table = Table.grid(padding=(0, 1, 0, 0))
     table.add_row(f" {mark}", text)
@@ -141,27 +141,18 @@ def pictures(found: dict[str, Any]) -> list[Panel]:
     for part in found["parts"]:
         lines = [line for series in part["series"] if series["name"] for line in _lines(part, series, most)]
         if lines:
-            values = np.concatenate([line.steps for line in lines])
             name = next(series["name"] for series in part["series"] if series["name"])
-            log = bool(values.min() > 0 and values.max() >= 100 * values.min())
             title = part["name"] if len(found["parts"]) > 1 else found["experiment"]
-            lines = [replace(line, place=i) for i, line in enumerate(lines)]
-            unit = f"{found['measure']}, {found['unit']}"
-            panels.append(Panel(title, unit, lines, False, several=True, across=name, log_across=log))
+            panels.append(against(name, title, f"{found['measure']}, {found['unit']}", lines))
     return panels
 
 
 def _lines(part: dict[str, Any], series: dict[str, Any], most: float) -> Iterator[Line]:
     rows = sorted((r for r in part["rows"] if r["series"] == series["label"]), key=lambda row: row["value"])
-    steps, means = _column(row["value"] for row in rows), _column(row["mean"] for row in rows)
-    halves = np.nan_to_num(_column(row["half"] for row in rows))
-    if np.isfinite(means).any():
-        ends = (np.clip(means + sign * halves, 0, most) for sign in (-1, 1))
-        yield Line(f"{series['label']}, measured", steps, means, *ends)
-    published = _column(row["published"] for row in rows)
-    if np.isfinite(published).any():
-        yield Line(f"{series['label']}, published", steps, published)
-
-
-def _column(values: Any) -> np.ndarray[Any, Any]:
-    return np.array([math.nan if value is None else value for value in values], np.float64)
+    values, means, halves, published, diverged = (
+        [row[key] for row in rows] for key in ("value", "mean", "half", "published", "diverged")
+    )
+    if means != [None] * len(rows):
+        yield curve(f"{series['label']}, measured", values, means, halves, diverged, most)
+    if published != [None] * len(rows):
+        yield curve(f"{series['label']}, published", values, published)

@@ -1,4 +1,4 @@
-"""What the verbs share in showing things: consoles, numbers, and the option that binds names of a stack."""
+"""What the verbs share in showing things: consoles, numbers, and the options that several of them have."""
 
 from __future__ import annotations
 
@@ -112,4 +112,11 @@ set_option = click.option(
     multiple=True,
     metavar="NAME=NUMBER",
     help="Bind a free name of the stack, such as α in SGD(α), to a number: --set α=1e-5. Once for each name.",
+)
+
+schedule_option = click.option(
+    "--schedule",
+    metavar="SCHEDULE",
+    help="The course of the primary level's rate over the planned steps: constant, cosine, or drop(STEPS,FACTOR).  "
+    "[default: constant]",
 )

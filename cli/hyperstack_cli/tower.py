@@ -15,6 +15,7 @@ from hyperstack.reports.grid import plain
 from hyperstack.reports.leveltext import clips, rule_name
 from hyperstack.reports.run import levels
 from hyperstack.reports.text import natural, number, percent, shortened
+from hyperstack.schedule import CONSTANT
 from hyperstack.telemetry.record import parts
 
 if TYPE_CHECKING:
@@ -27,7 +28,10 @@ def headline(plan: Mapping[str, Any], console: Console) -> Text:
     """What a run is, in at most three lines."""
     seed = [f"seed {plan['seed']}"] if "seed" in plan else []
     device = [str(plan["device"])] if "device" in plan else []
-    line = Text(shortened(" · ".join([plan["task"], plan["stack"], *seed, *device]), 3 * console.width), style="bold")
+    course = [plan["schedule"]] if plan.get("schedule", CONSTANT) != CONSTANT else []
+    line = Text(
+        shortened(" · ".join([plan["task"], plan["stack"], *course, *seed, *device]), 3 * console.width), style="bold"
+    )
     return plain([line])[0] if console.options.ascii_only else line
 
 
@@ -81,7 +85,13 @@ class TowerView:
         course = min(40, (width - 66) // 2 * 2) if past is not None and width >= 72 else 0
         if course:
             table.add_column("its course", no_wrap=True, width=course)
-        shown = [title for title, least in (("value", 0), ("hypergradient", 45), ("clipped to", 58)) if width >= least]
+        probed = any(column.endswith(".cosine") for column in row)
+        titles = [
+            ("value", 0),
+            ("hypergradient", 45),
+            ("cosine" if probed and not any(self.clips) else "clipped to", 58),
+        ]
+        shown = [title for title, least in titles if width >= least]
         for title in shown:
             table.add_column(title, justify="right", no_wrap=True, min_width=min(8, width // 4))
         if course:
@@ -106,11 +116,15 @@ class TowerView:
         return sparkline(values, width, ascii_only=self.console.options.ascii_only)
 
     def _cells(self, row: Mapping[str, float], key: str) -> tuple[str, str, str]:
-        """Value, hypergradient, and to what share of itself it was clipped, only where there is a clip to do so."""
+        """Value, hypergradient, and to what share of itself it was clipped, only where there is a clip to do so.
+
+        Where nothing is clipped and hypergradients are measured at averages, the cosine of the last probe instead.
+        """
         value, grad, clip = (row[f"{key}.{what}"] for what in ("value", "grad", "clip"))
         level = parts(key)[1]
         clipped = self.clips[level] if level < len(self.clips) else clip < 1
-        return natural(value), number(grad, 3), percent(clip, 0) if clipped else ""
+        last = number(row[f"{key}.cosine"], 3) if f"{key}.cosine" in row and not any(self.clips) else ""
+        return natural(value), number(grad, 3), percent(clip, 0) if clipped else last
 
 
 def _clock(seconds: float) -> str:

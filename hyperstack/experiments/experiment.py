@@ -1,6 +1,7 @@
 """A published experiment, as its data file says: what was trained, which figures are claimed, what is left open.
 
-The form of a file, with every key that it may have, is that of the dataclasses below; `load` checks it.
+The form of a file, with every key that it may have, is that of the dataclasses below, or of a `Comparison`, which has
+entrants; `load` checks it.
 """
 
 from __future__ import annotations
@@ -8,10 +9,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from importlib.resources import files
+from typing import Any
 
 from hyperstack.dsl import parse
 from hyperstack.errors import InputError
+from hyperstack.experiments.comparison import Comparison, Contest, comparison
 from hyperstack.experiments.fields import Damaged, Fields
+from hyperstack.schedule import CONSTANT, Schedule
 from hyperstack.sweep.grid import cells
 
 MEASURES = ("test error", "test accuracy", "training loss")
@@ -65,7 +69,7 @@ class Claim:
 class Part:
     """What is trained alike: a task and the stacks for it. `published_runs`: over how many runs a figure is the mean.
 
-    own_data: whether the data are the user's own, from --data-dir.
+    own_data: whether the data are the user's own, from --data-dir. schedule: of the primary level's rate.
     """
 
     name: str
@@ -78,6 +82,18 @@ class Part:
     grid: dict[str, list[float]]
     series: tuple[Series, ...]
     claims: tuple[Claim, ...]
+    schedule: str
+
+    @property
+    def sweeps(self) -> dict[str, dict[str, Any]]:
+        """By folder, what each sweep asks for that is its own: one, with all stacks."""
+        stacks = [each.bound(None) for each in self.series]
+        return {self.name: {"stacks": stacks, "grid": self.grid, "schedule": self.schedule}}
+
+    @property
+    def work(self) -> int:
+        """Epochs of all its runs."""
+        return self.epochs * self.seeds * sum(len(self.values(each)) for each in self.series)
 
     def values(self, series: Series) -> list[float | None]:
         """The values of the series' free name; one None where it has none."""
@@ -110,6 +126,20 @@ class Experiment:
     parts: tuple[Part, ...]
     not_run: tuple[NotRun, ...]
 
+    def hours_of(self, part: Any) -> float:
+        """Those of a part, by its work; of parts on the user's own data, which are not in the hours, 0."""
+        counted = [each for each in self.parts if not each.own_data]
+        return float(self.hours * part.work / sum(e.work for e in counted)) if part in counted else 0.0
+
+    @property
+    def about(self) -> str:
+        """What it is, where it stands, and what it needs, in a line."""
+        return f"{self.title}. {self.source.authors.partition(',')[0]}: {self.source.place}. {self.data}"
+
+
+AnyPart = Part | Contest
+AnyExperiment = Experiment | Comparison
+
 
 def names() -> list[str]:
     """The experiments that there are."""
@@ -117,7 +147,7 @@ def names() -> list[str]:
     return sorted(name.removesuffix(".json") for name in found if name.endswith(".json"))
 
 
-def load(name: str) -> Experiment:
+def load(name: str) -> AnyExperiment:
     """An experiment by its name; an InputError where there is none of that name, or its file is damaged."""
     from difflib import get_close_matches
 
@@ -125,14 +155,14 @@ def load(name: str) -> Experiment:
         nearest = get_close_matches(name, names(), n=1, cutoff=0.4)
         hint = f"did you mean {nearest[0]}?" if nearest else "see: hyperstack reproduce --list"
         raise InputError(f"there is no experiment {name!r}", instead=hint)
-    return read((files(__package__) / f"{name}.json").read_text(encoding="utf-8"), name)
+    return read((files(__package__) / f"{name}.json").read_bytes(), name)
 
 
-def read(text: str, name: str) -> Experiment:
+def read(text: str | bytes, name: str) -> AnyExperiment:
     """The experiment that a file's text describes; an InputError that says where it is wrong."""
     try:
         fields = Fields(json.loads(text), "")
-        experiment = _experiment(fields)
+        experiment = comparison(fields) if "entrants" in fields.content else _experiment(fields)
         if experiment.name != name:
             raise Damaged(f"name is {experiment.name!r}")
         return experiment
@@ -193,6 +223,7 @@ def _part(f: Fields, percent: bool) -> Part:
         grid=grid,
         series=series,
         claims=tuple(claim for each in f.tables("claims", []) for claim in _claims(each, series, grid)),
+        schedule=str(Schedule.parse(f.text("schedule") if "schedule" in f.content else CONSTANT)),
     )
     f.end()
     return found

@@ -1,4 +1,4 @@
-"""Published and measured side by side, as plain values: what is printed, drawn, and stored as JSON."""
+"""What came out of an experiment, as plain values: what is printed, drawn, and stored as JSON."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from hyperstack.experiments.experiment import Claim, Experiment, Part, Series
+from hyperstack.experiments import standing
+from hyperstack.experiments.comparison import Comparison, Contest
+from hyperstack.experiments.experiment import AnyExperiment, AnyPart, Claim, Experiment, Part, Series
 from hyperstack.experiments.verdicts import INCONCLUSIVE, NOT_REPRODUCED, RULE, Verdict, compared, judged
-from hyperstack.experiments.work import Asked, Results, share
+from hyperstack.experiments.work import Asked, Piece, Results, share
 from hyperstack.reports.text import number
 from hyperstack.sweep.planning import SweepPlan
 from hyperstack.telemetry.summary import versions
@@ -17,28 +19,55 @@ from hyperstack.telemetry.summary import versions
 Figures = dict[tuple[str, float | None], dict[int, float | None]]
 
 
-def outcome(experiment: Experiment, asked: Asked, parts: Sequence[tuple[Part, SweepPlan]], found: Results) -> Any:
+def outcome(experiment: AnyExperiment, asked: Asked, pieces: Sequence[Piece], found: Results) -> Any:
     """All that came out, ready for JSON."""
-    published = [part for part, _ in parts]
+    own = _compared(pieces, found) if isinstance(experiment, Comparison) else _published(experiment, pieces, found)
+    trained = [piece.part for piece in pieces]
     return {
         "experiment": experiment.name,
         "command": asked.command(),
         "title": experiment.title,
-        "source": asdict(experiment.source),
-        "measure": experiment.measure,
-        "unit": unit(experiment),
         "digits": experiment.digits,
-        "share": round(share(parts), 4),
+        "share": round(share(pieces), 4),
         "note": asked.note,
         "remarks": list(experiment.remarks),
-        "rule": list(RULE),
         "versions": versions(),
-        "parts": [_part(experiment, part, plan, found.get(part.name, {})) for part, plan in parts],
-        "not_run": [asdict(each) for each in experiment.not_run]
+        **own,
+        "not_run": own["not_run"]
         + [
             {"row": part.name, "published": "", "why": _why_left_out(part, asked)}
             for part in experiment.parts
-            if part not in published
+            if part not in trained
+        ],
+    }
+
+
+def _published(experiment: Experiment, pieces: Sequence[Piece], found: Results) -> dict[str, Any]:
+    """What the tables of a document come to: published and measured side by side."""
+    parts = [(piece.part, piece) for piece in pieces if isinstance(piece.part, Part)]
+    return {
+        "source": asdict(experiment.source),
+        "measure": experiment.measure,
+        "unit": unit(experiment),
+        "rule": list(RULE),
+        "parts": [_part(experiment, part, piece.plan, found.get(piece.folder, {})) for part, piece in parts],
+        "not_run": [asdict(each) for each in experiment.not_run],
+    }
+
+
+def _compared(pieces: Sequence[Piece], found: Results) -> dict[str, Any]:
+    """What a comparison comes to."""
+    parts = list(dict.fromkeys(piece.part for piece in pieces if isinstance(piece.part, Contest)))
+    return {
+        "measure": "test error",
+        "unit": "%",
+        "rule": list(standing.RULE),
+        "parts": [standing.standing(part, pieces, found) for part in parts],
+        "not_run": [
+            {"row": f"{part.name}: {each.label}", "published": "", "why": each.why_not}
+            for part in parts
+            for each in part.entrants
+            if each.why_not
         ],
     }
 
@@ -48,7 +77,7 @@ def unit(experiment: Experiment) -> str:
     return "times 100" if experiment.measure == "training loss" else "%"
 
 
-def _why_left_out(part: Part, asked: Asked) -> str:
+def _why_left_out(part: AnyPart, asked: Asked) -> str:
     left_out = asked.parts and part.name not in asked.parts
     return "left out by --part" if left_out else "it needs data of your own: --data-dir"
 
@@ -74,6 +103,7 @@ def _part(experiment: Experiment, part: Part, plan: SweepPlan, results: Mapping[
         "batch_size": part.batch_size,
         "seeds": plan.seeds,
         "seeds_asked": part.seeds,
+        "schedule": plan.schedule,
         "cells": len(cells),
         "cells_done": len(results),
         "series": [{"label": s.label, "stack": s.stack, "name": s.name} for s in part.series],

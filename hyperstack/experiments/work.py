@@ -1,4 +1,4 @@
-"""How much of an experiment is run, and the running of it: a sweep for each part, in a folder of its own."""
+"""How much of an experiment is run, and the running of it: a sweep or more for each part, in folders of their own."""
 
 from __future__ import annotations
 
@@ -14,16 +14,30 @@ import torch
 
 from hyperstack.devices import device_failures
 from hyperstack.errors import InputError
-from hyperstack.experiments.experiment import Experiment, Part
+from hyperstack.experiments.experiment import AnyExperiment, AnyPart
+from hyperstack.schedule import Schedule
 from hyperstack.sweep.folder import SweepFolder
-from hyperstack.sweep.grid import Cell
-from hyperstack.sweep.planning import SweepPlan, jobs_that_fit
+from hyperstack.sweep.grid import Cell, size
+from hyperstack.sweep.planning import SweepPlan
 from hyperstack.sweep.run import sweep
 from hyperstack.tasks import fetch, get_task
 
 ASKED = "reproduce.json"
 NAME_ONE = "name a folder that hyperstack reproduce made"
 Results = dict[str, dict[int, dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One sweep of an experiment: of a part, or of one entrant in it. `folder`: below the folder of the whole."""
+
+    part: AnyPart
+    folder: str
+    plan: SweepPlan
+
+    def work(self, epochs: int, seeds: int) -> int:
+        """Epochs of all its runs, if these were the epochs and seeds."""
+        return epochs * size(self.plan.stacks, self.plan.grid, seeds)
 
 
 @dataclass(frozen=True)
@@ -67,7 +81,7 @@ class Asked:
         words += [word for name in self.parts for word in ("--part", name)]
         return shlex.join(words)
 
-    def chosen(self, experiment: Experiment) -> list[Part]:
+    def chosen(self, experiment: AnyExperiment) -> list[AnyPart]:
         """The parts that are asked for, in the order of the experiment."""
         known = [part.name for part in experiment.parts]
         if wrong := [name for name in self.parts if name not in known]:
@@ -75,20 +89,22 @@ class Asked:
             raise InputError(what, instead=f"its parts are {', '.join(known)}")
         return [part for part in experiment.parts if not self.parts or part.name in self.parts]
 
-    def plan(self, part: Part) -> SweepPlan:
-        """The sweep of a part."""
-        task = get_task(part.task)
+    def pieces(self, part: AnyPart) -> list[Piece]:
+        """The sweeps of a part. A drop of the rate comes in proportion to the epochs that are left."""
         epochs, seeds = scaled(part.epochs, part.seeds, self.scale)
-        return SweepPlan(
-            task=part.task,
-            stacks=[each.bound(None) for each in part.series],
-            grid=part.grid,
-            seeds=list(range(self.seeds or seeds)),
-            epochs=epochs,
-            device=self.device,
-            batch_size=part.batch_size,
-            threads=task.threads or torch.get_num_threads(),
-        )
+        common: dict[str, Any] = {
+            "task": part.task,
+            "seeds": list(range(self.seeds or seeds)),
+            "epochs": epochs,
+            "device": self.device,
+            "batch_size": part.batch_size,
+            "threads": get_task(part.task).threads or torch.get_num_threads(),
+        }
+        found = []
+        for folder, own in part.sweeps.items():
+            schedule = str(Schedule.parse(own["schedule"]).scaled(epochs / part.epochs))
+            found.append(Piece(part, folder, SweepPlan(**{**common, **own, "schedule": schedule})))
+        return found
 
 
 def scaled(epochs: int, seeds: int, scale: float) -> tuple[int, int]:
@@ -104,43 +120,38 @@ def scaled(epochs: int, seeds: int, scale: float) -> tuple[int, int]:
     return min(epochs, math.floor(wanted / kept)), kept
 
 
-def work(part: Part, epochs: int, seeds: int) -> int:
-    """Epochs of all its runs."""
-    return epochs * seeds * sum(len(part.values(each)) for each in part.series)
+def share(pieces: Sequence[Piece]) -> float:
+    """The share of the work of these pieces that their plans are; every epoch of a run counts alike."""
+    done = sum(piece.work(piece.plan.epochs, len(piece.plan.seeds)) for piece in pieces)
+    return done / sum(piece.work(piece.part.epochs, piece.part.seeds) for piece in pieces)
 
 
-def share(pairs: Sequence[tuple[Part, SweepPlan]]) -> float:
-    """The share of the work of these parts that their plans are; every epoch of a run counts alike."""
-    done = sum(work(part, plan.epochs, len(plan.seeds)) for part, plan in pairs)
-    return done / sum(work(part, part.epochs, part.seeds) for part, _ in pairs)
-
-
-def hours(experiment: Experiment, pairs: Sequence[tuple[Part, SweepPlan]]) -> float:
+def hours(experiment: AnyExperiment, pieces: Sequence[Piece]) -> float:
     """About how long that takes on two CPU cores; parts on the user's own data are not in the experiment's hours."""
-    counted = [(part, plan) for part, plan in pairs if not part.own_data]
-    every = [part for part in experiment.parts if not part.own_data]
-    whole = sum(work(part, part.epochs, part.seeds) for part in every)
-    return experiment.hours * sum(work(part, plan.epochs, len(plan.seeds)) for part, plan in counted) / whole
+    by_part: dict[str, list[Piece]] = {}
+    for piece in pieces:
+        by_part.setdefault(piece.part.name, []).append(piece)
+    return sum(experiment.hours_of(own[0].part) * share(own) for own in by_part.values())
 
 
 def run(
-    parts: Sequence[tuple[Part, SweepPlan]],
+    pieces: Sequence[Piece],
     path: Path,
     data_dir: Path | None,
     *,
     jobs: int | None = None,
     stop: Callable[[], bool] = lambda: False,
-    after_cell: Callable[[Part, Cell, dict[str, Any]], None] = lambda part, cell, result: None,
+    after_cell: Callable[[Piece, Cell, dict[str, Any]], None] = lambda piece, cell, result: None,
     notify: Callable[[str], None] = lambda line: None,
 ) -> Results:
-    """Train what has no result in the folder yet, part after part; the results of each part, by place in its plan.
+    """Train what has no result in the folder yet, piece after piece; the results by folder and place in its plan.
 
     data_dir: where the data of those parts are that take the user's own, or if there are none, of all parts.
     """
-    own = any(part.own_data for part, _ in parts)
+    own = any(piece.part.own_data for piece in pieces)
     found: Results = {}
-    for part, plan in parts:
-        folder = SweepFolder(path / part.name)
+    for piece in pieces:
+        part, plan, folder = piece.part, piece.plan, SweepFolder(path / piece.folder)
         if (folder.path / "sweep.json").exists():
             plan.check_resumes(folder.read_plan())
         results = folder.results(plan, plan.cells())
@@ -149,16 +160,15 @@ def run(
             with device_failures():
                 source = data_dir if part.own_data or not own else None
                 data = task.load(source, torch.device(plan.device), notify)
-            folder.path.mkdir(exist_ok=True)
+            folder.path.mkdir(parents=True, exist_ok=True)
             with folder.locked():
                 folder.begin(plan)
 
-                def told(cell: Cell, result: dict[str, Any], part: Part = part) -> None:
-                    after_cell(part, cell, result)
+                def told(cell: Cell, result: dict[str, Any], piece: Piece = piece) -> None:
+                    after_cell(piece, cell, result)
 
-                at_a_time = jobs or jobs_that_fit(plan)
-                results = sweep(plan, task, data, folder, jobs=at_a_time, stop=stop, after_cell=told, notify=notify)
-        found[part.name] = results
+                results = sweep(plan, task, data, folder, jobs=jobs, stop=stop, after_cell=told, notify=notify)
+        found[piece.folder] = results
     return found
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from hyperstack.reports.leveltext import start
 from hyperstack.reports.statistics import Statistics, finite, statistics
 from hyperstack.reports.text import number
 from hyperstack.telemetry.record import Column, Record, parts
@@ -26,6 +27,31 @@ class Rise:
     after: float
 
 
+@dataclass(frozen=True)
+class Remark:
+    """A sentence about `key`, which may be "loss", or several keys with commas; `severity` from 1 to 3.
+
+    3: the run failed, or learning made it worse. 2: something is wrong. 1: something could be better.
+    """
+
+    severity: int
+    key: str
+    sentence: str
+
+    @property
+    def text(self) -> str:
+        """The sentence behind what it is about."""
+        return f"{self.key}: {self.sentence}"
+
+    def concerns(self, keys: Sequence[str]) -> bool:
+        """Whether it is about one of these keys, or about the loss."""
+        return self.key == "loss" or bool({*self.key.split(", ")} & {*keys})
+
+    def as_dict(self) -> dict[str, int | str]:
+        """Plain values, ready for JSON."""
+        return {"severity": self.severity, "key": self.key, "sentence": self.sentence}
+
+
 class Evidence:
     """What the rules look at: a record, with what is worked out of it once."""
 
@@ -33,23 +59,38 @@ class Evidence:
         self,
         record: Record,
         diverged: bool | None = None,
-        height: int = 0,
+        levels: Sequence[str] = (),
         found: dict[str, Statistics] | None = None,
     ) -> None:
-        """Of a stack of `height` levels, where that is known: the rate of the highest may be fixed, without a key."""
+        """Of a stack with these `levels`, where that is known: the rate of the highest may be fixed, without a key."""
         self.record = record
         self.statistics = statistics(record) if found is None else found
         top: dict[str, int] = {}
         for key in record.keys:
             prefix, level, _ = parts(key)
-            top[prefix] = max(top.get(prefix, height - 1), level)
+            top[prefix] = max(top.get(prefix, len(levels) - 1), level)
+        self.levels, self.probed = levels, record.probed
         self.learned = [key for key in record.keys if parts(key)[1] < top[parts(key)[0]]]
         self.diverged = _ended_without_numbers(record) if diverged is None else diverged
         self.rise = None if self.diverged else loss_rise(record)
 
     def column(self, key: str, what: str) -> Column:
-        """The column `what` of a hyperparameter: "value", "grad" or "clip"."""
+        """The column `what` of a hyperparameter: "value", "grad", "clip"; or "cosine" where it has that."""
         return self.record.columns[f"{key}.{what}"]
+
+    def start(self, key: str) -> float:
+        """Where it started: as the stack says, else as the first recorded step left it."""
+        _, level, name = parts(key)
+        given = [start(text, name) for text in self.levels[level : level + 1]]
+        return given[0] if given and given[0] is not None else float(self.column(key, "value")[0])
+
+    def count(self, key: str) -> int:
+        """How many of its hypergradients were recorded."""
+        return int(self.record.fresh(key).sum())
+
+    def turns(self, key: str) -> str:
+        """What its hypergradients come with."""
+        return "probes" if len(self.record.probes(key)) else "steps"
 
     def rate_above(self, key: str) -> str:
         """The key of the learning rate that moves `key`, with the value that it had last where that is known."""
@@ -58,9 +99,10 @@ class Evidence:
         return above if found is None or found.last is None else f"{above} = {number(found.last)}"
 
     def cure(self, key: str) -> str:
-        """A tenth of the rate above, as a number where that is known."""
+        """A tenth of the rate above, as a number where that is known; of a cosine's, which has no unit, 0.3 of it."""
         found = self.statistics.get(key_above(key))
-        return "try a tenth" if found is None or not found.last else f"try a tenth, {number(found.last / 10)}"
+        share, name = (0.3, "0.3 of it") if key in self.probed else (0.1, "a tenth")
+        return f"try {name}" if found is None or not found.last else f"try {name}, {number(share * found.last)}"
 
 
 def key_above(key: str) -> str:

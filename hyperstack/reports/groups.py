@@ -13,6 +13,7 @@ from typing import Any
 from hyperstack.reports.run import Run, levels
 from hyperstack.reports.spread import KeySummary, Spread
 from hyperstack.reports.statistics import statistics
+from hyperstack.schedule import CONSTANT
 from hyperstack.telemetry.record import parts
 
 SORTS = ("error", "time", "name")
@@ -49,8 +50,9 @@ class Group:
 
     @property
     def setting(self) -> dict[str, str]:
-        """What it was asked to do beside the stack, as text: epochs, batch size, device."""
-        found = {name: self.plan.get(name) for name in ("epochs", "batch_size")}
+        """What it was asked to do beside the stack: epochs, batch size, a schedule that is not constant, device."""
+        found = {name: self.plan.get(name) for name in ("epochs", "batch_size", "schedule")}
+        found["schedule"] = None if found["schedule"] == CONSTANT else found["schedule"]
         return {name: str(x) for name, x in found.items() if x is not None} | {"device": device_kind(self.plan)}
 
     @property
@@ -186,6 +188,7 @@ def _group(members: list[Run]) -> Group:
 def _kind(plan: dict[str, Any]) -> str:
     """What the runs of a group have in common; as text, since a plan may hold anything."""
     common = [plan["task"], *_stacks(plan), plan.get("epochs"), plan.get("batch_size"), device_kind(plan)]
+    common.append(plan.get("schedule", CONSTANT))
     return json.dumps(common)
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 
 from hyperstack.telemetry.record import parts
 
+UNITLESS = ("cosine", "normalize")  # transforms whose factor tells of a change of unit, and of no clipping
+
 
 def rule_name(text: str) -> str:
     """The name of the rule: "Adam" of "Adam(0.01, clip)"."""
@@ -14,19 +16,33 @@ def rule_name(text: str) -> str:
 
 
 def clips(text: str) -> bool:
-    """Whether this level transforms the gradients that it receives, as with `clip`."""
-    return any(name == "clip" for name, _ in _arguments(text))
+    """Whether this level transforms the gradients that it receives, as with `clip`, and keeps their unit."""
+    return any(name == "clip" for name, _ in _arguments(text)) and not rescales(text)
+
+
+def rescales(text: str) -> bool:
+    """Whether this level takes the unit from the gradients that it receives, as with `clip=[cosine]`."""
+    given = [value for name, value in _arguments(text) if name == "clip"]
+    return any(isinstance(n, ast.Name) and n.id in UNITLESS for value in given for n in ast.walk(value))
 
 
 def is_clipped(key: str, levels: Sequence[str], clipped: float | None) -> bool:
     """Whether the level above may clip the hypergradients of a key; `clipped`: in what share of the steps it was."""
     above = parts(key)[1] + 1
-    return bool(clipped) or any(clips(text) for text in levels[above : above + 1])
+    texts = levels[above : above + 1]
+    return any(map(clips, texts)) or (bool(clipped) and not any(map(rescales, texts)))
 
 
 def per_tensor(text: str) -> set[str]:
     """The hyperparameters of this level that have one number a tensor."""
     return {name for name, value in _arguments(text) if "per_tensor" in _called(value)}
+
+
+def start(text: str, name: str) -> float | None:
+    """The number at which this level's hyperparameter starts, where the text gives one."""
+    given = [value for known, value in _arguments(text) if known == name]
+    numbers = (n.value for value in given for n in ast.walk(value) if isinstance(n, ast.Constant))
+    return next((float(x) for x in numbers if isinstance(x, (int, float))), None)
 
 
 def is_norm(key: str, levels: Sequence[str]) -> bool:

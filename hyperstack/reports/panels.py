@@ -24,7 +24,8 @@ class Line:
     """One run in a panel: `values` over `steps`; what is NaN is a gap.
 
     `least`, `largest`: of the steps whose mean a value is; None where each is one step. `place`: which of the runs it
-    is, from 0, so that a run looks the same in every panel, also where others are missing.
+    is, from 0, so that a run looks the same in every panel, also where others are missing. `marked`: values that get a
+    cross, one flag each; None where none does.
     """
 
     label: str
@@ -33,6 +34,7 @@ class Line:
     least: Column | None = None
     largest: Column | None = None
     place: int = 0
+    marked: Column | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ class Panel:
 def panels(runs: Sequence[tuple[str, Run]], keys: Sequence[str] | None, log: bool) -> list[Panel]:
     """The pictures of runs, each with its label: the loss, then the value and the hypergradient of each key.
 
+    Where a key is measured at averages, its cosine and its displacement stand behind these.
+
     keys: such as "0.lr"; None: of all runs, in the order of the first that has them. What no run has is left out.
     log: hypergradients that span a power of ten stand on a logarithmic axis, and so do losses and values that are all
     positive and span two. The absolute value of a hypergradient is shown; on a logarithmic axis 0 is a gap.
@@ -69,6 +73,8 @@ def panels(runs: Sequence[tuple[str, Run]], keys: Sequence[str] | None, log: boo
     for key in keys:
         found.append(_panel(key, "value", runs, f"{key}.value", log))
         found.append(_panel(f"hypergradient of {key}", "norm before clipping", runs, f"{key}.grad", log, norm=True))
+        found.append(_panel(f"cosine of {key}", "-1: too low, 1: too high", runs, f"{key}.cosine", False))
+        found.append(_panel(f"displacement of {key}", "norm", runs, f"{key}.displacement", log, norm=True))
     return [panel for panel in found if panel.lines]
 
 

@@ -7,13 +7,23 @@ not remarkable.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from hyperstack.reports.evidence import SHARES, Evidence, by_level, distances, growth, key_above, movement, within
+from hyperstack.reports.evidence import (
+    SHARES,
+    Evidence,
+    Remark,
+    by_level,
+    distances,
+    growth,
+    key_above,
+    movement,
+    within,
+)
+from hyperstack.reports.probes import PROBE_RULES
 from hyperstack.reports.run import Run
-from hyperstack.reports.statistics import Statistics, finite, tensor_statistics
+from hyperstack.reports.statistics import Statistics, finite, statistics_of, tensor_statistics
 from hyperstack.reports.text import number, percent
 from hyperstack.telemetry.record import Record, parts
 
@@ -26,31 +36,6 @@ UNSETTLED, LATE = 0.1, 0.1  # relative change within the last tenth of the steps
 CRUSHED = 0.1  # mean factor: what is clipped as far as that does not move because of the clip
 
 
-@dataclass(frozen=True)
-class Remark:
-    """A sentence about `key`, which may be "loss", or several keys with commas; `severity` from 1 to 3.
-
-    3: the run failed, or learning made it worse. 2: something is wrong. 1: something could be better.
-    """
-
-    severity: int
-    key: str
-    sentence: str
-
-    @property
-    def text(self) -> str:
-        """The sentence behind what it is about."""
-        return f"{self.key}: {self.sentence}"
-
-    def concerns(self, keys: Sequence[str]) -> bool:
-        """Whether it is about one of these keys, or about the loss."""
-        return self.key == "loss" or bool({*self.key.split(", ")} & {*keys})
-
-    def as_dict(self) -> dict[str, int | str]:
-        """Plain values, ready for JSON."""
-        return {"severity": self.severity, "key": self.key, "sentence": self.sentence}
-
-
 def reading(
     source: Run | Record, record: Record | None = None, found: dict[str, Statistics] | None = None
 ) -> list[Remark]:
@@ -60,14 +45,15 @@ def reading(
     """
     whole = source.record if isinstance(source, Run) else source
     record = whole if record is None else record
-    diverged, height = None, 0
+    diverged, levels = None, list[str]()
     if isinstance(source, Run):
         if source.summary and len(record) == len(whole):
             diverged = bool(source.summary["diverged"])
         if len(source.stacks) == 1:
-            height = len(source.levels)
+            levels = source.levels
+            found = statistics_of(record, levels) if found is None else found
     with np.errstate(all="ignore"):  # numbers that are not finite are remarked on, not warned of
-        evidence = Evidence(record, diverged, height, found)
+        evidence = Evidence(record, diverged, levels, found)
         remarks = [remark for rule in RULES for remark in rule(evidence)]
     return sorted(remarks, key=lambda remark: -remark.severity)
 
@@ -129,7 +115,7 @@ def loss_rose(e: Evidence) -> Iterator[Remark]:
         s = e.statistics[key]
         text += (
             f"; {key} went from {number(s.first)} up to {number(s.max)}: {e.rate_above(key)} is too high; "
-            f"{e.cure(key)}, or clip"
+            f"{e.cure(key)}{'' if key in e.probed else ', or clip'}"
         )
     yield Remark(3, "loss", text)
 
@@ -149,14 +135,15 @@ def negative(e: Evidence) -> Iterator[Remark]:
 def nonfinite(e: Evidence) -> Iterator[Remark]:
     """Hypergradients that were no numbers, other than those of a network that has diverged."""
     for key in e.learned:
-        bad = ~np.isfinite(e.column(key, "grad"))
+        bad = ~np.isfinite(e.column(key, "grad")) & e.record.fresh(key)
         if e.diverged:
             known = np.flatnonzero(np.isfinite(e.record.columns["loss"]))
             bad[known[-1] + 1 if len(known) else 0 :] = False
         if count := int(bad.sum()):
             first = int(e.record.steps[int(np.argmax(bad))])
             text = (
-                f"its hypergradient was not finite in {count} steps, the first of them step {first}; they were skipped"
+                f"its hypergradient was not finite in {count} {e.turns(key)}, the first of them step {first}; "
+                "they were skipped"
             )
             yield Remark(2, key, text)
 
@@ -184,7 +171,8 @@ def saturated(e: Evidence) -> Iterator[Remark]:
 def overshoots(e: Evidence) -> Iterator[Remark]:
     """A hypergradient whose sign alternates more often than noise: each step goes beyond the valley."""
     for key in e.learned:
-        half = e.column(key, "grad")[len(e.record) // 2 :]
+        grad = e.column(key, "grad")[e.record.fresh(key)]
+        half = grad[len(grad) // 2 :]
         signs = np.sign(finite(half))
         pairs = signs[1:] * signs[:-1]
         pairs = pairs[pairs != 0]
@@ -195,8 +183,9 @@ def overshoots(e: Evidence) -> Iterator[Remark]:
             yield Remark(
                 2,
                 key,
-                f"its hypergradient changed sign in {percent(flips / count, 0)} of the last {count} steps, noise does "
-                f"in 50 %: it overshoots; a lower rate above, {e.rate_above(key)}, steadies it",
+                f"its hypergradient changed sign in {percent(flips / count, 0)} of the last {count} {e.turns(key)}, "
+                f"noise does in 50 %: it overshoots; a lower rate above, {e.rate_above(key)}, steadies it"
+                f"{': ' + e.cure(key) if key in e.probed else ''}",
             )
 
 
@@ -214,12 +203,13 @@ def tensors_clipped(e: Evidence) -> Iterator[Remark]:
 
 def dead(e: Evidence) -> Iterator[Remark]:
     """Hypergradients that are 0 throughout."""
-    for group in by_level(key for key in e.learned if len(e.record) >= FEWEST and e.statistics[key].grad_max == 0):
+    for group in by_level(key for key in e.learned if e.count(key) >= FEWEST and e.statistics[key].grad_max == 0):
         fixed = ", ".join(f"{parts(key)[2]}=fixed({number(e.statistics[key].last)})" for key in group)
         yield Remark(
             1,
             ", ".join(group),
-            f"hypergradients of 0 in all {len(e.record)} steps: nothing is learned here; {fixed} saves the work",
+            f"hypergradients of 0 in all {e.count(group[0])} {e.turns(group[0])}: nothing is learned here; "
+            f"{fixed} saves the work",
         )
 
 
@@ -231,7 +221,7 @@ def hardly_moved(e: Evidence) -> Iterator[Remark]:
         crushed = (s.clipped or 0) > CLIPPED and (s.factor or 0) < CRUSHED
         return bool(s.grad_max) and not crushed and 0 <= movement(key, e.column(key, "value")) < MOVED
 
-    for group in by_level(key for key in e.learned if len(e.record) >= FEWEST and idle(key)):
+    for group in by_level(key for key in e.learned if e.count(key) >= FEWEST and idle(key)):
         most = max(movement(key, e.column(key, "value")) for key in group)
         names = ", ".join(f"{parts(key)[2]}=fixed({number(e.statistics[key].first)})" for key in group)
         yield Remark(
@@ -248,6 +238,8 @@ def still_moving(e: Evidence) -> Iterator[Remark]:
     if e.diverged or e.rise or len(e.record) < FEWEST:
         return  # what took the loss up is not to go on
     for key in e.learned:
+        if key in e.probed:
+            continue  # a rate that is learned there goes on falling: see `probes.late`
         values = e.column(key, "value")[late - 1 :]
         if parts(key)[2] == "lr" and (e.statistics[key].min or 0) < 0:
             continue
@@ -275,4 +267,5 @@ RULES: Sequence[Callable[[Evidence], Iterator[Remark]]] = (
     still_moving,
     tensors_clipped,
     hardly_moved,
+    *PROBE_RULES,
 )

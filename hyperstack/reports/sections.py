@@ -9,7 +9,14 @@ from hyperstack.reports import figure
 from hyperstack.reports.groups import best, difference
 from hyperstack.reports.markup import Html, element, joined
 from hyperstack.reports.panels import Panel
-from hyperstack.reports.statistics import Statistics, TensorStatistics, statistics_of, tensor_statistics
+from hyperstack.reports.statistics import (
+    ProbeStatistics,
+    Statistics,
+    TensorStatistics,
+    probe_statistics,
+    statistics_of,
+    tensor_statistics,
+)
 from hyperstack.reports.text import natural, number, percent
 from hyperstack.telemetry.record import parts
 
@@ -35,6 +42,13 @@ HYPERPARAMETER: list[tuple[str, Callable[[Statistics], str]]] = [
     ("to", lambda s: percent(s.factor, 0)),
     ("flips", lambda s: percent(s.flips, 0)),
     ("nan/inf", lambda s: f"{s.nonfinite:,}" if s.nonfinite else "-"),
+]
+PROBE: list[tuple[str, Callable[[ProbeStatistics], str]]] = [
+    ("probes", lambda s: f"{s.probes:,}"),
+    ("median cosine", lambda s: number(s.cosine_median, 3)),
+    ("last", lambda s: number(s.cosine_last, 3)),
+    ("median displacement", lambda s: number(s.displacement_median, 3)),
+    ("last", lambda s: number(s.displacement_last, 3)),
 ]
 TENSOR: list[tuple[str, Callable[[TensorStatistics], str]]] = [
     ("median norm", lambda s: number(s.norm_median, 3)),
@@ -84,6 +98,8 @@ def hyperparameters(run: Run, keys: Sequence[str] | None = None) -> Html:
         rows = {parts(key)[2]: s for key, s in found.items() if parts(key)[:2] == place}
         caption = joined(element("b", name), f"  {texts.get(level, '')}")
         tables.append(_table(caption, "hyperparameter", rows, HYPERPARAMETER))
+    if probes := {key: s for key, s in probe_statistics(run.record).items() if key in found}:
+        tables.append(_table(Html("measured at averages"), "hyperparameter", probes, PROBE))
     return element("section", element("h2", "Hyperparameters"), *tables) if tables else Html()
 
 

@@ -16,6 +16,9 @@ from hyperstack.telemetry.record import Column, Record
 class Statistics:
     """One hyperparameter over the recorded steps; None where nothing finite was recorded.
 
+    Where hypergradients are measured at averages, every so many steps, all that is said of them here is of probes
+    instead of steps: each of those that were recorded counts once.
+
     `first`, `last`, `min`, `max`: of the value, in natural units. `grad_median`, `grad_95`, `grad_max`: quantiles of
     the absolute raw hypergradient before clipping, and `grad_max_step`, the step of the largest. `average`: the
     cumulative average of its norm after the last step, which is the threshold of the next; None without such a clip.
@@ -64,6 +67,37 @@ class TensorStatistics:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class ProbeStatistics:
+    """The probes of one hyperparameter that is learned at averages; None where nothing finite was recorded.
+
+    `probes`: how many there were up to the last recorded step. `cosine_median`, `cosine_last`: of the gradient at the
+    average with what a shift of the hyperparameter moved, from -1 to 1. `displacement_median`, `displacement_last`: how
+    far that was.
+    """
+
+    probes: int
+    cosine_median: float | None
+    cosine_last: float | None
+    displacement_median: float | None
+    displacement_last: float | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return asdict(self)
+
+
+def probe_statistics(record: Record) -> dict[str, ProbeStatistics]:
+    """The statistics of the probes of every hyperparameter that has any, by key."""
+    found: dict[str, ProbeStatistics] = {}
+    for key in record.probed:
+        counts, fresh = record.probes(key), record.fresh(key)
+        known = [finite(record.columns[f"{key}.{what}"][fresh]) for what in ("cosine", "displacement")]
+        pairs = [(float(np.median(x)), float(x[-1])) if len(x) else (None, None) for x in known]
+        found[key] = ProbeStatistics(int(counts[-1]) if len(counts) else 0, *pairs[0], *pairs[1])
+    return found
+
+
 def tensor_statistics(record: Record) -> dict[str, TensorStatistics]:
     """The statistics of every parameter of which something was recorded, those first that were clipped most often."""
     found = {name: _of_tensor(columns) for name, columns in record.tensors.items()}
@@ -98,7 +132,9 @@ def _of_tensor(columns: dict[str, Column]) -> TensorStatistics:
 
 
 def _of(record: Record, key: str) -> Statistics:
-    value, grad, clip = (record.columns[f"{key}.{what}"] for what in ("value", "grad", "clip"))
+    fresh = record.fresh(key)
+    value, steps = record.columns[f"{key}.value"], record.steps[fresh]
+    grad, clip = (record.columns[f"{key}.{what}"][fresh] for what in ("grad", "clip"))
     known, norms = finite(value), np.abs(grad)
     median, high = np.quantile(finite(norms), [0.5, 0.95]).tolist() if np.isfinite(norms).any() else (None, None)
     largest = int(np.argmax(np.where(np.isfinite(norms), norms, -1.0))) if median is not None else None
@@ -112,7 +148,7 @@ def _of(record: Record, key: str) -> Statistics:
         grad_median=median,
         grad_95=high,
         grad_max=None if largest is None else float(norms[largest]),
-        grad_max_step=None if largest is None else int(record.steps[largest]),
+        grad_max_step=None if largest is None else int(steps[largest]),
         average=float(averages[-1]) if len(averages) else None,
         **dict(zip(("clipped", "factor"), _clipping(clip), strict=True)),
         flips=_flips(grad),

@@ -15,17 +15,27 @@ import numpy as np
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
+from hyperstack.reports.evidence import Remark
 from hyperstack.reports.grid import Field, cropped, grid, plain, taken, wrapped
 from hyperstack.reports.leveltext import per_tensor
-from hyperstack.reports.reading import Remark, reading
+from hyperstack.reports.reading import reading
 from hyperstack.reports.run import Run
-from hyperstack.reports.series import sparkline
-from hyperstack.reports.statistics import Statistics, TensorStatistics, statistics_of, tensor_statistics
+from hyperstack.reports.series import bars, binned, sparkline
+from hyperstack.reports.statistics import (
+    ProbeStatistics,
+    Statistics,
+    TensorStatistics,
+    probe_statistics,
+    statistics_of,
+    tensor_statistics,
+)
 from hyperstack.reports.text import natural, number, percent
+from hyperstack.schedule import CONSTANT
 from hyperstack.telemetry.record import Record, parts
 
 REMARKS = 6  # sentences that are shown
 MOST = 8  # parameters of the network that are shown
+DECADES = 2  # powers of ten between the least and the largest value, from which on its scale is logarithmic
 SPARE = 2  # the rank from which on columns are given up to have values and hypergradients in one row
 MARKS = {3: ("!!", "bold red"), 2: ("! ", "yellow"), 1: ("- ", "")}
 
@@ -55,6 +65,8 @@ class View:
             remarks = [r for r in reading(self.run, record, found) if self.keys is None or r.concerns(chosen)]
             lines += [*_reading(remarks, len(record), width), Text()]
             lines += _keys(self.run, record, {key: found[key] for key in shown}, width, self.log, ascii_only)
+            if probes := {key: s for key, s in probe_statistics(record).items() if key in shown and s.probes}:
+                lines += [Text(), *_probes(record, probes, width, ascii_only)]
             if len(shown) < len(chosen):
                 left = f"and {len(chosen) - len(shown)} more hyperparameters of higher levels: see them with --level K"
                 lines += [Text(), *wrapped(left, width)]
@@ -78,7 +90,13 @@ class View:
 
 def _header(run: Run, record: Record, width: int, most: int | None) -> list[Text]:
     plan, summary = run.plan, run.summary or {}
-    what = [plan["task"], f"seed {plan['seed']}" if "seed" in plan else "", str(plan.get("device", ""))]
+    course = str(plan.get("schedule", CONSTANT))
+    what = [
+        plan["task"],
+        course if course != CONSTANT else "",
+        f"seed {plan['seed']}" if "seed" in plan else "",
+        str(plan.get("device", "")),
+    ]
     what.append(f"{run.when:%Y-%m-%d %H:%M %Z}".rstrip())
     lines = wrapped(" · ".join(part for part in what if part), width, style="bold")
     lines += _tree(run, record, width, most)
@@ -120,6 +138,10 @@ def _tree(run: Run, record: Record, width: int, most: int | None) -> list[Text]:
         said = f"level {k}: {text} updates {below}"
         if not last and not any(parts(key)[1] == k for key in record.keys):
             said += ", nothing of it is learned"
+        measured = [record.probes(key) for key in record.probed if parts(key)[1] == k - 1]
+        if measured and len(record):
+            count = int(measured[0][-1])
+            said += f", at averages: {count:,} probe{'s' * (count != 1)}"
         if spread := per_tensor(text):
             said += f"; {', '.join(sorted(spread))}: one a tensor, shown are the mean and the norm"
         lines += wrapped(said, width, *(("└── ", "    ") if last else ("├── ", "│   ")))
@@ -159,8 +181,9 @@ def _keys(
             columns = [record.columns[f"{key}.{what}"] for key in keys]
             if what == "grad":
                 columns = [np.abs(column) for column in columns]
-            return [sparkline(column, room, logarithm, ascii_only) for column in columns]
+            return [sparkline(column, room, logarithm or far[i], ascii_only) for i, column in enumerate(columns)]
 
+        far = [what == "value" and log and _spans(found[key]) for key in keys]
         return draw
 
     some = [found[key] for key in keys]
@@ -174,8 +197,13 @@ def _keys(
     if any(parts(key)[1] == height - 1 for key in keys):
         note += f"; nothing learns from those of level {height - 1}, the top"
     note += "; flips: how often its sign changed, 50 % for noise"
+    turns = "probes" if any(len(record.probes(key)) for key in keys) else "steps"
     if any(f.title == "clipped" for f in grads):
-        note += "; clipped: in so many of the steps, to such a share on average"
+        note += f"; clipped: in so many of the {turns}, to such a share on average"
+    if far := [key for key in keys if log and _spans(found[key])]:
+        note += f"; value of {', '.join(far)}: log scale, too"
+    if turns == "probes":
+        note += "; figures of hypergradients are of the probes"
     if taken([f for f in together if f.rank <= SPARE], width) <= width:
         lines = grid(together, width)
     else:
@@ -184,6 +212,41 @@ def _keys(
         lines = [*grid([named[0], *(_untitled(f) for f in values)], width), Text()]
         lines += grid([named[1], *(_untitled(f) for f in grads)], width)
     return lines + (wrapped(note, width, style="dim") if width >= 60 else [])
+
+
+def _spans(s: Statistics) -> bool:
+    """Whether a value goes through so many powers of ten that a linear scale hides the small ones."""
+    return s.min is not None and s.max is not None and s.min > 0 and s.max > 10**DECADES * s.min
+
+
+def _probes(record: Record, found: dict[str, ProbeStatistics], width: int, ascii_only: bool) -> list[Text]:
+    """Cosines, on the scale from -1 to 1, and displacements."""
+    columns = {key: record.fresh(key) for key in found}
+
+    def cosines(room: int) -> list[str]:
+        series = [record.columns[f"{key}.cosine"][fresh] for key, fresh in columns.items()]
+        return [bars(binned(column, room), -1.0, 1.0, ascii_only) for column in series]
+
+    def displacements(room: int) -> list[str]:
+        series = [record.columns[f"{key}.displacement"][fresh] for key, fresh in columns.items()]
+        return [sparkline(column, room, True, ascii_only) for column in series]
+
+    some = list(found.values())
+    label = max(13 if width >= 60 else 0, *map(len, found))
+    fields = [
+        Field("probes" if width >= 40 else "", [key.ljust(label) for key in found], right=False, style="bold"),
+        Field("cosine", draw=cosines, right=False, style="cyan", rank=2),
+        Field("median", [number(s.cosine_median, 3) for s in some], rank=1),
+        Field("last", [number(s.cosine_last, 3) for s in some]),
+        Field("displacement", draw=displacements, right=False, style="magenta", rank=3, least=12),
+        Field("median", [number(s.displacement_median, 3) for s in some], rank=2),
+        Field("last", [number(s.displacement_last, 3) for s in some], rank=1),
+    ]
+    note = (
+        "cosine: from -1, where the value is too low, to 1, where it is too high; displacement: how far the average "
+        "moved, or would move with the value (log scale)"
+    )
+    return grid(fields, width) + (wrapped(note, width, style="dim") if width >= 60 else [])
 
 
 def _titles(width: int) -> tuple[str, str]:

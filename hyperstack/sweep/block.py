@@ -15,8 +15,10 @@ from hyperstack.batches import Batches
 from hyperstack.dsl import parse
 from hyperstack.errors import RunError
 from hyperstack.level import scalar_dtype
+from hyperstack.schedule import Schedule
 from hyperstack.sweep.final import Final
 from hyperstack.sweep.networks import Networks
+from hyperstack.sweep.planning import TESTED
 from hyperstack.tasks import Data, Task
 from hyperstack.telemetry.summary import number, plain, versions
 from hyperstack.together import Together
@@ -46,7 +48,8 @@ class Block:
         names = list(self.networks.params)
         self.together = Together(stacks, self.params, names=names, fused=plans[0].compile)
         self.total = torch.zeros(len(plans), dtype=scalar_dtype(device), device=device)
-        self.final = Final(self.batches * plans[0].epochs, self.total)
+        self.planned, self.schedule = self.batches * plans[0].epochs, Schedule.parse(plans[0].schedule)
+        self.final = Final(self.planned, self.total)
         self.histories: list[list[Epoch]] = [[] for _ in plans]
         self.epoch = self.steps = 0
 
@@ -80,10 +83,16 @@ class Block:
             else:
                 yield torch.stack([found[s][0] for s in seeds]), torch.stack([found[s][1] for s in seeds])
 
+    def _testing(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The test examples, no more at once than there is room for: with all runs, a batch is large enough."""
+        size = self.source.task.test_batch_size if self.networks.mixes else max(TESTED, self.plans[0].batch_size)
+        for inputs, targets in self.source.testing():
+            yield from zip(inputs.split(size), targets.split(size), strict=True)
+
     def _step(self, inputs: Tensor, targets: Tensor) -> None:
         try:
             losses, grads = self.networks.losses(inputs, targets)
-            self.together.step(self.params, grads)
+            self.together.step(self.params, grads, self.schedule.factor(self.steps, self.planned))
         except RuntimeError as error:
             if self.steps:
                 raise
@@ -96,7 +105,7 @@ class Block:
     def _end_epoch(self, running: set[int]) -> set[int]:
         """Note what the epoch came to; which of the running runs have ended."""
         self.epoch += 1
-        errors = self.networks.errors(self.source.testing()).tolist()
+        errors = self.networks.errors(self._testing()).tolist()
         losses = (self.total / self.batches).tolist()
         self.total.zero_()
         finite = torch.stack([torch.isfinite(p.flatten(1)).all(1) for p in self.params]).all(0).tolist()

@@ -6,31 +6,34 @@ import ast
 import math
 import unicodedata
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 
-from hyperstack.dsl import parse
 from hyperstack.errors import InputError
+from hyperstack.rivals import Rival, read_optimizer
 from hyperstack.rule import Stack, nearest
 
 HINT = "write, for example: α=1e-5,1e-4,1e-3 or α=log(1e-6,1e-1,11) or α=lin(0,1,5)"
 LONGEST = 1_000_000
 """The most values that one name may take."""
+_read = lru_cache(maxsize=64)(read_optimizer)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run: `template`, the stack as it was given, `values` of its free names, and a seed."""
+    """One run: `template`, the stack (or the rival) as it was given, `values` of its free names, and a seed."""
 
     template: str
     values: tuple[tuple[str, float], ...]
     seed: int
 
     @property
-    def stack(self) -> Stack:
+    def stack(self) -> Stack | Rival:
         """The stack with its names bound."""
-        return parse(self.template).bind(**dict(self.values))
+        return _read(self.template).bind(**dict(self.values))
 
 
 def axis(text: str) -> tuple[str, list[float]]:
@@ -48,7 +51,7 @@ def axis(text: str) -> tuple[str, list[float]]:
     if not values:
         raise InputError(f"the grid of {name} is empty", instead=HINT)
     if len(set(values)) < len(values):
-        twice = next(v for i, v in enumerate(values) if v in values[:i])
+        twice = Counter(values).most_common(1)[0][0]
         raise InputError(f"the grid of {name} has {twice!r} twice", instead="give each value once")
     return name, values
 
@@ -66,7 +69,7 @@ def axes(texts: Sequence[str]) -> dict[str, list[float]]:
 
 def size(templates: Sequence[str], grid: Mapping[str, Sequence[float]], seeds: int) -> int:
     """How many cells there will be, or an InputError where names and stacks do not fit together."""
-    stacks = [parse(template) for template in templates]
+    stacks = [read_optimizer(template) for template in templates]
     known = list(dict.fromkeys(name for stack in stacks for name in stack.free_names))
     for name in grid:
         if name not in known:
@@ -82,15 +85,16 @@ def size(templates: Sequence[str], grid: Mapping[str, Sequence[float]], seeds: i
 def cells(templates: Sequence[str], grid: Mapping[str, Sequence[float]], seeds: Sequence[int]) -> list[Cell]:
     """Every run, seeds innermost; an InputError where a value does not fit its place, before anything is trained."""
     size(templates, grid, len(seeds))
-    found: dict[tuple[Stack, int], Cell] = {}
+    found: dict[tuple[str, int], Cell] = {}
     for template in templates:
-        names = parse(template).free_names
+        names = read_optimizer(template).free_names
         for values in product(*(grid[name] for name in names)):
             bound = Cell(template, tuple(zip(names, values, strict=True)), seeds[0])
             stack = bound.stack
             stack.resolve()
+            text = str(stack)  # a hundredth of what a stack takes
             for seed in seeds:
-                found.setdefault((stack, seed), Cell(template, bound.values, seed))
+                found.setdefault((text, seed), Cell(template, bound.values, seed))
     return list(found.values())
 
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from hyperstack.errors import InputError
+from hyperstack.schedule import CONSTANT, Schedule
 
 
 @dataclass(frozen=True)
@@ -14,6 +15,7 @@ class Plan:
 
     `threads`: on how many of the CPU's cores PyTorch computes; None leaves that as it is. `compile`: whether
     torch.compile makes kernels of the optimizer's step. `sinks`: what is written beside the record, see `outputs`.
+    `schedule`: text of a `Schedule`, of the primary level's rate over the planned steps.
     """
 
     task: str
@@ -26,6 +28,7 @@ class Plan:
     threads: int | None = None
     compile: bool = False
     sinks: tuple[str, ...] = ()
+    schedule: str = CONSTANT
 
     @classmethod
     def of(cls, content: object) -> Plan:
@@ -36,6 +39,7 @@ class Plan:
         kinds["tuple[str, ...]"] = (list, tuple)
         chosen: dict[str, Any] = {f.name: content.get(f.name) for f in fields(cls)}
         chosen["sinks"] = content.get("sinks", [])  # which earlier versions did not have
+        chosen["schedule"] = content.get("schedule", CONSTANT)
         wrong = [f.name for f in fields(cls) if not isinstance(chosen[f.name], kinds[f.type])]
         if wrong:
             raise ValueError(f"it lacks {', '.join(wrong)}, or holds something else there")
@@ -48,8 +52,15 @@ class Plan:
     def check_resumes(self, saved: Plan) -> None:
         """An InputError unless a run under plan `saved` can go on under this one.
 
-        More or fewer epochs are the same run. So it is elsewhere, but no longer bit for bit.
+        More or fewer epochs are the same run, unless its schedule knows where it ends. So it is elsewhere, but no
+        longer bit for bit.
         """
+        if self.epochs != saved.epochs and Schedule.parse(saved.schedule).knows_the_end:
+            raise InputError(
+                f"a run with the schedule {saved.schedule} ends with the epochs that were planned",
+                why=f"  the run: {saved.epochs}\n  asked:   {self.epochs}",
+                instead="leave --epochs out, or start a new run",
+            )
         for name, mine in self.as_dict().items():
             theirs = getattr(saved, name)
             if name not in ("epochs", "device", "threads", "compile", "sinks") and theirs != mine:

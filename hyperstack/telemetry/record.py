@@ -37,6 +37,21 @@ class Record:
         """The number of each recorded step."""
         return self.columns["step"]
 
+    @property
+    def probed(self) -> list[str]:
+        """The hyperparameters whose hypergradients were measured at averages with a cosine and a displacement."""
+        return [key for key in self.keys if f"{key}.cosine" in self.columns]
+
+    def fresh(self, key: str) -> NDArray[np.bool_]:
+        """In which rows the hypergradient of `key` is a new one: all; measured at averages, the first of each probe."""
+        count = self.probes(key)
+        return np.diff(count, prepend=0.0) > 0 if len(count) else np.ones(len(self), bool)
+
+    def probes(self, key: str) -> Column:
+        """How many probes there were for `key` at each row; empty where it is not measured at averages."""
+        prefix = parts(key)[0]
+        return self.columns.get(f"{prefix}.probe" if prefix else "probe", np.empty(0))
+
     def between(self, first: float | None = None, last: float | None = None) -> Record:
         """The rows of steps `first` to `last`, both included; None: from the start, to the end."""
         steps = self.steps

@@ -8,23 +8,32 @@ Behind these stand, for what the level above clips by the cumulative average of 
 as the step left it; and what the primary level found: where it limits losses, `loss.bound` and `loss.limited`, the
 share of losses that were; where it clips the network's gradients, for each parameter `@NAME.norm`, of its gradient, and
 `@NAME.clip`, the factor; and what its rule keeps of each parameter, such as `@NAME.trust_ratio`.
+
+Where hypergradients are measured at averages, every so many steps, `probe` is how many of these probes there were, and
+for each learned hyperparameter KEY of the primary level, `KEY.cosine` is ḡ·d / (‖ḡ‖ ‖d‖), from -1 to 1, and
+`KEY.displacement` is ‖d‖, how far a shift of KEY would have moved the average since the probe before: for the logarithm
+of a rate, how far it did move. Between two probes they repeat, and so does `KEY.grad`; before the first all are 0. Of
+one number a tensor, `cosine` is the mean, and `displacement` the norm.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 
 import torch
 from torch import Tensor
 
+from hyperstack.averaging import AveragingTower
 from hyperstack.engine import Tower
+from hyperstack.layout import Tensors
 from hyperstack.optimizer import HyperOptimizer
 from hyperstack.telemetry.sinks import Rows, Sink
 from hyperstack.transforms import Cumulative
 
 LOSSES = {"bound": "bound", "limited": "share"}
+PROBED = ("cosine", "displacement")
 VECTOR = 64  # a multiple of what processors compute at once
 
 
@@ -60,6 +69,9 @@ class Recorder:
         for prefix, tower in self._towers:
             self.columns += [f"{prefix}{key}.average" for key in _averages(tower)]
             self.columns += [f"{prefix}loss.{what}" for what in LOSSES if tower.levels[0].limits]
+            if isinstance(tower, AveragingTower):
+                keys = [f"{prefix}0.{name}" for name in tower.levels[0].learned]
+                self.columns += [f"{prefix}probe", *(f"{key}.{what}" for key in keys for what in PROBED)]
             names = tower.levels[0].names
             self.columns += [f"{prefix}@{name}.{what}" for what in tower.findings.shapes for name in names]
         with ExitStack() as opened:
@@ -118,7 +130,8 @@ class Recorder:
         for tower, rows, measured in zip(towers, cells[::2], cells[1::2], strict=True):
             parts = dict(zip(tower.climb.layout.shapes, rows.split(tower.climb.layout.sizes, dim=1), strict=True))
             found += [parts[cell][:, i : i + 1] for cell, i in _averages(tower).values()]
-            found += [parts[f"0.loss.{cell}"] for cell in LOSSES.values() if tower.levels[0].limits] + [measured]
+            found += [parts[f"0.loss.{cell}"] for cell in LOSSES.values() if tower.levels[0].limits]
+            found += [*(_probed(tower, parts) if isinstance(tower, AveragingTower) else []), measured]
         return torch.cat(found, dim=1)[:count].double().numpy()
 
 
@@ -130,6 +143,16 @@ def _averages(tower: Tower) -> dict[str, tuple[str, int]]:
             if isinstance(transform, Cumulative):
                 found |= {f"{k}.{name}": (f"{k + 1}.clip.{i}.average", j) for j, name in enumerate(level.learned)}
     return found
+
+
+def _probed(tower: Tower, parts: Tensors) -> Iterator[Tensor]:
+    """The number of probes; of each learned hyperparameter of the primary level, cosine and displacement."""
+    yield parts["0.probes"]
+    sizes = tower.levels[0].sizes
+    pairs = zip(*(parts[f"0.{what}"].split(sizes, dim=1) for what in PROBED), strict=True)
+    for cosines, displacements in pairs:
+        yield cosines.mean(dim=1, keepdim=True)
+        yield displacements.norm(dim=1, keepdim=True)
 
 
 def _columns(tower: Tower, rows: Tensor) -> Tensor:

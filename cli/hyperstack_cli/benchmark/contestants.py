@@ -33,10 +33,11 @@ class Trial:
 
 @dataclass(frozen=True)
 class Contestant:
-    """A name for the table, and how to make a step for a model."""
+    """A name for the table, and how to make a step for a model. `period`: in so many steps all kinds of them occur."""
 
     name: str
     make: Callable[[nn.Module, Workload], Trial]
+    period: int = 1
 
 
 def _ordinary(
@@ -62,6 +63,35 @@ def _ordinary(
                 recorder.record(count, loss)
             _wait(inputs)
             return time.perf_counter() - started
+
+        return Trial(step, lambda: _bytes(opt.state_dict()))
+
+    return make
+
+
+def _closing(stack: str, **options: Any) -> Callable[[nn.Module, Workload], Trial]:
+    """A loop with a closure. Of its step all but one forward and backward is the optimizer's part."""
+
+    def make(model: nn.Module, workload: Workload) -> Trial:
+        opt = hs.HyperOptimizer(model.parameters(), stack, **options)
+
+        def step(inputs: Tensor, targets: Tensor) -> float:
+            inside = 0.0
+
+            def closure() -> Tensor:
+                nonlocal inside
+                began = time.perf_counter()
+                opt.zero_grad()
+                loss = workload.loss(model(inputs), targets)
+                loss.backward()
+                _wait(inputs)
+                inside = time.perf_counter() - began
+                return loss
+
+            started = time.perf_counter()
+            opt.step(closure)
+            _wait(inputs)
+            return time.perf_counter() - started - inside
 
         return Trial(step, lambda: _bytes(opt.state_dict()))
 
@@ -130,6 +160,10 @@ def contestants() -> dict[str, Contestant]:
     def stack(text: str, **options: Any) -> Callable[[nn.Module], torch.optim.Optimizer]:
         return lambda model: hs.HyperOptimizer(model.parameters(), text, **options)
 
+    probing = hs.auto(hs.Adam)
+    live = probing[0] / hs.SGD(1.0, clip=[hs.cosine()])
+    assert probing[1].at is not None
+    every = probing[1].at.every
     found = [
         Contestant("torch Adam", _ordinary(torch_adam())),
         Contestant("torch Adam, foreach", _ordinary(torch_adam(foreach=True))),
@@ -139,8 +173,12 @@ def contestants() -> dict[str, Contestant]:
         Contestant("Adam / SGD, clip", _ordinary(stack("Adam / SGD(1e-5, clip)"))),
         Contestant("Adam / SGD, recorded", _ordinary(stack("Adam / SGD(1e-5)"), record=True)),
         Contestant("Adam / SGD / SGD", _ordinary(stack("Adam / SGD(1e-5) / SGD(1e-9)"))),
+        Contestant("auto(Adam), live", _closing(str(live))),
+        Contestant("auto(Adam)", _closing(str(probing)), every),
         Contestant("Adam, compiled", _ordinary(stack("Adam", compile=True))),
         Contestant("Adam / SGD, compiled", _ordinary(stack("Adam / SGD(1e-5)", compile=True))),
+        Contestant("auto(Adam), live, compiled", _closing(str(live), compile=True)),
+        Contestant("auto(Adam), compiled", _closing(str(probing), compile=True), every),
     ]
     if importlib.util.find_spec("gradient_descent_the_ultimate_optimizer"):
         found.append(Contestant("gdtuo Adam / SGD", _gdtuo))

@@ -24,6 +24,8 @@ WARM_UP = 5
 class Figures:
     """What one contestant needed for a step, in milliseconds; ratios are medians of step-by-step ratios.
 
+    Of one whose steps are not alike, as where only some of them have a probe, all is of means of its `period`.
+
     `whole`, `optimizer`: medians; `spread`: the quartiles of the whole step's ratio to the first contestant; `first`:
     of the first two steps, with all that is made, traced or compiled then; `state`: bytes a parameter of the
     optimizer's state dict; `memory`: peak in MiB, None if not measured.
@@ -64,7 +66,8 @@ def race(chosen: list[Contestant], task: Workload, seconds: float, device: torch
     gc.collect()
     ends = time.perf_counter() + seconds
     turn = 0
-    while turn < WARM_UP + 3 or time.perf_counter() < ends:
+    least = 2 * max(contestant.period for contestant in chosen)
+    while turn < WARM_UP + max(3, least) or time.perf_counter() < ends:
         turn += 1
         for i in sorted(range(len(chosen)), key=lambda i: (i + turn) % len(chosen)):
             started = time.perf_counter()
@@ -85,19 +88,26 @@ def _figures(
     first: float,
     state: float | None,
 ) -> Figures:
-    ratios = [a / b for a, b in zip(wholes[i], wholes[0], strict=True)]
+    whole, optimizer = (_means(times[i], contestant.period) for times in (wholes, optimizers))
+    firsts, first_optimizers = (_means(times[0], contestant.period) for times in (wholes, optimizers))
+    ratios = [a / b for a, b in zip(whole, firsts, strict=True)]
     low, _, high = statistics.quantiles(ratios, n=4)
     return Figures(
         contestant.name,
-        whole=1e3 * statistics.median(wholes[i]),
-        optimizer=1e3 * statistics.median(optimizers[i]),
+        whole=1e3 * statistics.median(whole),
+        optimizer=1e3 * statistics.median(optimizer),
         ratio=statistics.median(ratios),
         spread=(low, high),
-        optimizer_ratio=statistics.median(a / b for a, b in zip(optimizers[i], optimizers[0], strict=True)),
+        optimizer_ratio=statistics.median(a / b for a, b in zip(optimizer, first_optimizers, strict=True)),
         first=1e3 * first,
         state=state,
         memory=None,
     )
+
+
+def _means(times: list[float], period: int) -> list[float]:
+    """The mean of each `period` of them; what is left over at the end is left out."""
+    return [statistics.fmean(times[i : i + period]) for i in range(0, len(times) - period + 1, period)]
 
 
 def peak_memory(contestant: str, task: str, device: str, steps: int = 8) -> float:

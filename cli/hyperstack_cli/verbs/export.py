@@ -60,6 +60,11 @@ def command(run: Path, form: str, target: Path | None) -> None:
                  that average after the step
     loss.bound   under ALRC: the bound on single losses; loss.limited, the
                  share of the step's losses that were limited
+    probe        where hypergradients are measured at averages: the number of
+                 these probes up to this step; KEY.cosine, what the last one
+                 found, from -1 to 1; KEY.displacement, how far the average
+                 moved, or would move with the value. Up to the next probe
+                 these repeat, and so does KEY.grad
     @NAME.norm   where the primary level clips: the norm of this parameter's
                  gradient; @NAME.clip, the factor; under a layer-wise rule
                  @NAME.trust_ratio, the trust ratio as it was applied

@@ -70,6 +70,16 @@ def command(
     flips          in how many of the steps its sign changed; 50 % for noise
     nan/inf        the number of steps in which it was no number, or infinite
 
+    \b
+    Where hypergradients are measured at averages (auto, at=average), every so many
+    steps, all this is said of these probes instead of steps, and below it stand
+
+    \b
+    cosine         its curve over the probes, from -1, where the value is too low
+                   and rises, to 1, where it is too high; the median, and the last
+    displacement   how far the average moved, or would move with the value, from
+                   one probe to the next
+
     Then, where the primary level clips the network's gradients, the parameters that it clipped most, by name; under
     a layer-wise rule, the trust ratios. What is fixed is not recorded. What there is no room for is left out: a wider
     terminal, or --json, has all of it.
@@ -115,7 +125,7 @@ def _between(run: Run, span: tuple[int | None, int | None] | None) -> Record:
 
 def _plain(run: Run, record: Record, keys: Sequence[str]) -> dict[str, object]:
     from hyperstack.reports.reading import reading
-    from hyperstack.reports.statistics import statistics_of, tensor_statistics
+    from hyperstack.reports.statistics import probe_statistics, statistics_of, tensor_statistics
 
     steps, found = record.steps, statistics_of(record, run.levels)
     return {
@@ -128,5 +138,6 @@ def _plain(run: Run, record: Record, keys: Sequence[str]) -> dict[str, object]:
         "steps": [int(steps[0]), int(steps[-1])] if len(record) else None,
         "reading": [remark.as_dict() for remark in reading(run, record, found)],
         "keys": {key: s.as_dict() for key, s in found.items() if key in keys},
+        "probes": {key: s.as_dict() for key, s in probe_statistics(record).items() if key in keys},
         "tensors": {name: s.as_dict() for name, s in tensor_statistics(record).items()},
     }

@@ -13,17 +13,15 @@ import click
 
 from hyperstack.reports.text import percent
 from hyperstack_cli.interrupt import Interrupt
-from hyperstack_cli.pictures import check_free, plot_options, show_panels
-from hyperstack_cli.screen import Whole, err, out, silence
+from hyperstack_cli.options import POSITIVE, many_runs
+from hyperstack_cli.pictures import check_drawing, show_panels
+from hyperstack_cli.screen import err, out, silence
 
 if TYPE_CHECKING:
-    from hyperstack.experiments.experiment import Experiment, Part
-    from hyperstack.experiments.work import Asked, Results
+    from hyperstack.experiments.experiment import AnyExperiment
+    from hyperstack.experiments.work import Asked, Piece, Results
     from hyperstack.sweep.grid import Cell
-    from hyperstack.sweep.planning import SweepPlan
 
-POSITIVE = Whole(1)
-PATH = click.Path(path_type=Path)
 LONG = 1.0  # hours, from which on it asks
 EPILOG = """\b
 Examples:
@@ -43,23 +41,14 @@ wrong input, 130 interrupted.
 @click.option("--scale", type=float, metavar="SHARE", help="Do this share of the work, above 0 to 1.  [default: 1]")
 @click.option("--seeds", type=POSITIVE, metavar="N", help="Train each with the seeds 0 to N - 1, whatever --scale is.")
 @click.option("--part", "chosen", multiple=True, metavar="PART", help="Only this part of it. Once for each.")
-@click.option(
-    "--device", default="auto", metavar="NAME", help="Where to compute, as for hyperstack train.  [default: auto]"
-)
-@click.option(
-    "--jobs",
-    type=POSITIVE,
-    metavar="N",
-    help="Processes at a time.  [default: as many as the CPU has cores for]",
-)
-@click.option("--data-dir", type=PATH, metavar="DIR", help="Take the data from the files in DIR, and fetch nothing.")
-@click.option("--out", "path", type=PATH, metavar="DIR", help="The folder.  [default: the next reproduced/NAME-001]")
-@click.option("--resume", is_flag=True, help="Go on in --out, or show again what it holds.")
 @click.option("--note", default="", metavar="TEXT", help="To be said beside the figures: of the data, say.")
-@click.option("--yes", is_flag=True, help="Do not ask before more than an hour of work.")
-@click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
-@click.option("--quiet", is_flag=True, help="Show the outcome only.")
-@plot_options
+@many_runs(
+    out="The folder.  [default: the next reproduced/NAME-001]",
+    resume="Go on in --out, or show again what it holds.",
+    yes="Do not ask before more than an hour of work.",
+    as_json="Print the outcome as JSON.",
+    result="outcome",
+)
 def command(
     name: str | None,
     listing: bool,
@@ -77,7 +66,8 @@ def command(
     """Train what the experiment NAME was made of, and show its published figures and the measured ones side by side.
 
     Each figure and each comparison gets a verdict, reproduced, not reproduced or inconclusive, by a rule that is shown
-    with it. The runs are sweeps in a folder of their own: finished ones are kept, and --resume trains the others.
+    with it. A comparison, such as rivals, shows instead how its entrants stand, and where towers lose. The runs are
+    sweeps in a folder of their own: finished ones are kept, and --resume trains the others.
     The outcome also lies there, as results.json.
     """
     from hyperstack.errors import InputError
@@ -91,22 +81,22 @@ def command(
     if name is None:
         raise InputError("which experiment?", instead="see: hyperstack reproduce --list")
     experiment = experiments.load(name)
-    check_free([png] if png is not None else [])
+    check_drawing(plot, png, as_json)
     if resume and path is None:
         hint = f"write: hyperstack reproduce {name} --out DIR --resume"
         raise InputError("--resume needs the folder", instead=hint)
     asked = _asked(experiment, options, path if resume else None)
-    parts = _parts(experiment, asked, data_dir)
-    if (plot or png) and not any(part.grid for part, _ in parts):
+    pieces = _pieces(experiment, asked, data_dir)
+    if (plot or png) and not any(piece.plan.grid for piece in pieces):
         raise InputError(f"{name} has nothing to draw", why="no value is varied in it", instead="leave the option out")
     if not resume:
         if path is not None:
             RunFolder.check_free(path)
-        _ask(experiment, parts, yes)
+        _ask(experiment, pieces, yes)
     notify = (lambda line: None) if quiet else (lambda line: err().print(line, style="dim", soft_wrap=True))
     with ExitStack() as kept:
         place = _open(asked, path, resume, kept)
-        found, code = _run(experiment, asked, parts, place, data_dir, jobs, notify)
+        found, code = _run(experiment, asked, pieces, place, data_dir, jobs, notify)
         try:
             _show(found, place, as_json, quiet, plot, png)
         except OSError:  # the terminal is what ended it
@@ -119,7 +109,7 @@ def command(
         sys.exit(code)
 
 
-def _asked(experiment: Experiment, options: dict[str, Any], saved: Path | None) -> Asked:
+def _asked(experiment: AnyExperiment, options: dict[str, Any], saved: Path | None) -> Asked:
     """What the options ask for; on resume what was asked for then, from which nothing may differ."""
     from hyperstack.devices import find_device
     from hyperstack.errors import InputError
@@ -145,8 +135,8 @@ def _asked(experiment: Experiment, options: dict[str, Any], saved: Path | None) 
     return Asked(before.experiment, before.scale, before.seeds, before.parts, device, note)
 
 
-def _parts(experiment: Experiment, asked: Asked, data_dir: Path | None) -> list[tuple[Part, SweepPlan]]:
-    """The parts that are run, each with its plan; those that want data of the user's own only with these."""
+def _pieces(experiment: AnyExperiment, asked: Asked, data_dir: Path | None) -> list[Piece]:
+    """What is run of the parts, each with its plan; those that want data of the user's own only with these."""
     from hyperstack.errors import InputError
 
     chosen = asked.chosen(experiment)
@@ -154,16 +144,16 @@ def _parts(experiment: Experiment, asked: Asked, data_dir: Path | None) -> list[
     if data_dir is None and (wanting := next((part for part in named if part.own_data), None)):
         what = f"{wanting.name} needs data of your own"
         raise InputError(what, instead="pass --data-dir: a folder with train/CLASS/ and val/CLASS/")
-    return [(part, asked.plan(part)) for part in chosen if data_dir is not None or not part.own_data]
+    return [piece for part in chosen if data_dir is not None or not part.own_data for piece in asked.pieces(part)]
 
 
-def _ask(experiment: Experiment, parts: list[tuple[Part, SweepPlan]], yes: bool) -> None:
+def _ask(experiment: AnyExperiment, pieces: list[Piece], yes: bool) -> None:
     """An InputError where it takes very long and nobody says that this is meant."""
     from hyperstack.errors import InputError
     from hyperstack.experiments.work import hours
     from hyperstack_cli.published import duration
 
-    needed = hours(experiment, parts)
+    needed = hours(experiment, pieces)
     if needed <= LONG or yes:
         return
     what = f"{experiment.name} takes about {duration(needed)} on two cores"
@@ -188,44 +178,48 @@ def _open(asked: Asked, path: Path | None, resume: bool, kept: ExitStack) -> Pat
 
 
 def _run(
-    experiment: Experiment,
+    experiment: AnyExperiment,
     asked: Asked,
-    parts: list[tuple[Part, SweepPlan]],
+    pieces: list[Piece],
     place: Path,
     data_dir: Path | None,
     jobs: int | None,
     notify: Any,
 ) -> tuple[dict[str, Any], int]:
-    """The outcome of all parts, noted in the folder, and an exit code where it was interrupted."""
+    """The outcome of all pieces, noted in the folder, and an exit code where it was interrupted."""
     from hyperstack.experiments.outcome import outcome
     from hyperstack.experiments.work import run, write_json
 
-    total = sum(len(plan.cells()) for _, plan in parts)
+    total = sum(len(piece.plan.cells()) for piece in pieces)
     done = 0
 
-    def after_cell(part: Part, cell: Cell, result: dict[str, Any]) -> None:
+    def after_cell(piece: Piece, cell: Cell, result: dict[str, Any]) -> None:
         nonlocal done
         done += 1
         what = "diverged" if result["diverged"] else f"test error {percent(result['test_error'])}"
-        notify(f"{done:,}/{total:,}  {part.name}  {result['stack']}  seed {cell.seed}  {what}")
+        notify(f"{done:,}/{total:,}  {piece.folder}  {result['stack']}  seed {cell.seed}  {what}")
 
     code = 0
     with Interrupt() as interrupt:
         told: dict[str, Any] = {"stop": interrupt, "after_cell": after_cell, "notify": notify}
-        results: Results = run(parts, place, data_dir, jobs=jobs, **told)
+        results: Results = run(pieces, place, data_dir, jobs=jobs, **told)
         if sum(map(len, results.values())) < total:
             code = interrupt.exit_code
-    found = outcome(experiment, asked, parts, results)
+    found = outcome(experiment, asked, pieces, results)
     write_json(place / "results.json", found)
     return found, code
 
 
 def _show(found: dict[str, Any], place: Path, as_json: bool, quiet: bool, plot: bool, png: Path | None) -> None:
     from hyperstack_cli.published import pictures, show
+    from hyperstack_cli.standing import comparison_pictures, show_comparison
 
-    panels = pictures(found)
+    compared = "source" not in found
+    panels = comparison_pictures(found) if compared else pictures(found)
     if as_json:
         click.echo(json.dumps(found, indent=1, ensure_ascii=False))
+    elif compared:
+        show_comparison(out(), found)
     else:
         show(out(), found)
     if panels:

@@ -12,7 +12,7 @@ import click
 from hyperstack_cli.complete import task_names
 from hyperstack_cli.interrupt import Interrupt
 from hyperstack_cli.outcome import again, inspect_line, outcome
-from hyperstack_cli.screen import Whole, bound_stack, err, out, set_option, silence
+from hyperstack_cli.screen import Whole, bound_stack, err, out, schedule_option, set_option, silence
 
 if TYPE_CHECKING:
     from hyperstack.tasks import Data, Task
@@ -41,6 +41,7 @@ of an entry point in the group hyperstack.tasks of an installed package.
 Examples:
   hyperstack train mnist
   hyperstack train mnist --stack "Adam / SGD(α, clip)" --set α=1e-4 --seed 1
+  hyperstack train mnist --stack "auto(Adam)" --epochs 2
   hyperstack train mnist --epochs 2 --out runs/long --sink csv
   hyperstack train mnist --epochs 4 --out runs/long --resume
 
@@ -87,6 +88,7 @@ summary.json), 1 the run failed, 2 wrong input, 130 interrupted.
     help="Make kernels of the optimizer's step with torch.compile: takes some seconds once, and pays off for large "
     "networks.  [default: no]",
 )
+@schedule_option
 @click.option("--data-dir", type=PATH, metavar="DIR", help="Take the data from the files in DIR, and fetch nothing.")
 @click.option("--out", "folder", type=PATH, metavar="DIR", help="The run folder.  [default: the next runs/TASK-NNN]")
 @click.option(
@@ -112,7 +114,7 @@ def command(
     resume: bool,
     sinks: tuple[str, ...],
     quiet: bool,
-    **others: int | None,
+    **others: Any,
 ) -> None:
     """Train the network of TASK, such as mnist, with a stack of optimizers, and show what each level does meanwhile.
 
@@ -166,6 +168,8 @@ def _check_together(
 def _defaults(task: Task) -> dict[str, Any]:
     import torch
 
+    from hyperstack.schedule import CONSTANT
+
     return {
         "stack": str(bound_stack(task.stack, ())),
         "epochs": task.epochs,
@@ -175,6 +179,7 @@ def _defaults(task: Task) -> dict[str, Any]:
         "threads": task.threads or torch.get_num_threads(),
         "compile": False,
         "sinks": (),
+        "schedule": CONSTANT,
     }
 
 
@@ -182,6 +187,7 @@ def _plan(asked: dict[str, Any], defaults: dict[str, Any]) -> Plan:
     """The options that were given, and the defaults (or the run's own plan) for the others."""
     from hyperstack.dsl import parse
     from hyperstack.errors import InputError
+    from hyperstack.schedule import Schedule
     from hyperstack.telemetry.plan import Plan
 
     fields: dict[str, Any] = {name: defaults.get(name) if value is None else value for name, value in asked.items()}
@@ -190,15 +196,19 @@ def _plan(asked: dict[str, Any], defaults: dict[str, Any]) -> Plan:
         hint = "bind " + " and ".join(f"{name} with --set {name}=NUMBER" for name in names)
         raise InputError(f"the stack leaves {', '.join(names)} open", why=f"  {stack}", instead=hint)
     stack.resolve()
-    return Plan(**{**fields, "sinks": tuple(fields["sinks"])})
+    schedule = str(Schedule.parse(fields["schedule"]))
+    return Plan(**{**fields, "sinks": tuple(fields["sinks"]), "schedule": schedule})
 
 
 def _is_finished(run: RunFolder, plan: Plan) -> bool:
     """Whether a run that is to be resumed has nothing left to do; then its result is shown again."""
+    from hyperstack.schedule import Schedule
+
     summary = run.read_summary()
     if not summary or not summary["finished"] or not (summary["diverged"] or plan.epochs == summary["epochs"]):
         return False
-    more = "" if summary["diverged"] else f"; for more, ask for --epochs {plan.epochs + 1} or higher"
+    ended = summary["diverged"] or Schedule.parse(plan.schedule).knows_the_end
+    more = "" if ended else f"; for more, ask for --epochs {plan.epochs + 1} or higher"
     out().print(f"{run.path} is finished already{more}", soft_wrap=True)
     _report(summary, run, quiet=False)
     return True

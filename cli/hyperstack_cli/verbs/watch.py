@@ -51,7 +51,8 @@ def command(run: Path, interval: float | None) -> None:
 
     On a terminal: how many of the planned steps are done, the loss of the latest recorded step, and for each learned
     hyperparameter its value in natural units, its course since the first step, its raw hypergradient before clipping,
-    and to what share of itself it was clipped. Elsewhere, as in a pipe, a line now and then.
+    and to what share of itself it was clipped, or the cosine of the last probe. Elsewhere, as in a pipe, a line now
+    and then.
 
     It ends when the run does, and shows the result. Where the process of the run was killed it says so, at which step,
     and how to go on. It may begin before the run has a record, and it follows a run that is resumed meanwhile.

@@ -1,0 +1,109 @@
+"""How the entrants of a comparison stand, on the screen and as pictures."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from hyperstack.experiments.comparison import START
+from hyperstack.reports.panels import Line, Panel
+from hyperstack.reports.text import number
+from hyperstack.schedule import CONSTANT
+from hyperstack_cli.published import item, part_line, plus_minus, scale_line
+
+
+def show_comparison(console: Console, found: dict[str, Any]) -> None:
+    """All of the outcome: errors by start, best and area, what the figures say, what was not run, and by which rule."""
+    console.print(f"{found['experiment']}: {found['title']}")
+    console.print(scale_line(found))
+    if found["note"]:
+        console.print(f"note: {found['note']}")
+    for part in found["parts"]:
+        console.print(f"\n{part_line(part)}")
+        for each in part["entrants"]:
+            console.print(f"  {written(each)}", soft_wrap=True)
+        console.print(f"{found['measure']}, {found['unit']}, by {START}")
+        console.print(_table(errors(part, found["digits"], "\n")))
+        console.print()
+        console.print(_table(summary(part, found["digits"])))
+        for sentence in part["says"]:
+            console.print(item("-", sentence))
+    for each in found["not_run"]:
+        console.print(f"\nnot run: {each['row']}: {each['why']}")
+    for title, lines in (("remarks", found["remarks"]), ("how it is measured", found["rule"])):
+        console.print(f"\n{title}")
+        for line in lines:
+            console.print(item("-", line))
+
+
+def written(entrant: dict[str, Any]) -> str:
+    """An entrant in a line."""
+    course = "" if entrant["schedule"] == CONSTANT else f", schedule {entrant['schedule']}"
+    return f"{entrant['label']}: {entrant['stack']}{course}"
+
+
+def errors(part: dict[str, Any], digits: int, between: str = " ") -> list[list[str]]:
+    """A heading and a row for each entrant: its error from each start."""
+    rows = [[each["label"], *(_cell(row, digits, between) for row in each["rows"])] for each in part["entrants"]]
+    return [["", *(number(start) for start in part["starts"])], *rows]
+
+
+def _cell(row: dict[str, Any], digits: int, between: str) -> str:
+    """Mean and deviation, with a star where runs diverged."""
+    if row["mean"] is None:
+        return "-"
+    star = "*" if row["diverged"] else ""
+    spread = "" if row["deviation"] is None else f"{between}± {row['deviation']:.{digits}f}"
+    return f"{row['mean']:.{digits}f}{star}{spread}"
+
+
+def summary(part: dict[str, Any], digits: int) -> list[list[str]]:
+    """A heading and a row for each entrant: its best and of how many runs a seed, at its default, and the area.
+
+    How many runs diverged stands in a last column, where there are any.
+    """
+    rows = [["", "best", f"at {START}", "of runs", "default", "area", "diverged"]]
+    for each in part["entrants"]:
+        at = {row["start"]: _cell(row, digits, " ") for row in each["rows"]}
+        total = each["area"]
+        middle = "-" if total["mean"] is None else f"{total['mean']:.{digits}f}{plus_minus(total['half'], digits)}"
+        diverged = sum(row["diverged"] for row in each["rows"])
+        best = ["-", "-"] if each["best"] is None else [at[each["best"]], number(each["best"])]
+        default = "" if each["default"] is None else at[each["default"]]
+        rows.append([each["label"], *best, str(each["runs"]), default, middle, str(diverged) if diverged else ""])
+    return rows if any(row[-1] for row in rows[1:]) else [row[:-1] for row in rows]
+
+
+def _table(rows: list[list[str]]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for i, title in enumerate(rows[0]):
+        table.add_column(title, justify="right" if i else "left", no_wrap=bool(i))
+    for row in rows[1:]:
+        table.add_row(*row)
+    return table
+
+
+def comparison_pictures(found: dict[str, Any]) -> list[Panel]:
+    """A panel for each part that has results: mean errors against the start, from the least to the largest of the seeds
+    in bands.
+    """
+    panels = []
+    for part in found["parts"]:
+        lines = []
+        for place, each in enumerate(part["entrants"]):
+            rows = [row for row in each["rows"] if row["mean"] is not None]
+            if not rows:
+                continue
+            figures = [list(row["figures"].values()) for row in rows]
+            least, largest = (np.array([pick(x) for x in figures], np.float64) for pick in (min, max))
+            starts, means = (np.array([row[key] for row in rows], np.float64) for key in ("start", "mean"))
+            lines.append(Line(each["label"], starts, means, least, largest, place))
+        log = all(value > 0 for line in lines for value in line.values if not math.isnan(value))
+        unit = f"{found['measure']}, {found['unit']}"
+        if lines:
+            panels.append(Panel(part["name"], unit, lines, log, several=True, across=START, log_across=True))
+    return panels

@@ -1,0 +1,144 @@
+"""A comparison, as its data file says: who is trained on which tasks, each from the same range of starting rates."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from hyperstack.experiments.fields import Damaged, Fields
+from hyperstack.rivals import KNOWN, is_there, missing, read_optimizer
+from hyperstack.schedule import CONSTANT, Schedule
+
+START = "λ"  # the free name of every entrant
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """Who is trained: a stack or a rival whose starting rate is λ, under a schedule.
+
+    default: the start of those who do not tune it; a tower, which is compared with the others, has one.
+    """
+
+    label: str
+    text: str
+    schedule: str
+    default: float | None
+
+    @property
+    def place(self) -> str:
+        """Its folder: the label in small letters, with hyphens."""
+        return re.sub(r"[^a-z0-9]+", "-", self.label.lower()).strip("-")
+
+    @property
+    def why_not(self) -> str | None:
+        """Why it cannot be trained here: its package is not installed."""
+        name = self.text.partition("(")[0]
+        if name not in KNOWN or is_there(name):
+            return None
+        error = missing(name)
+        return f"{error.what}: {error.instead}"
+
+
+@dataclass(frozen=True)
+class Contest:
+    """A task on which all entrants are trained, from each of the starts. `hours`: of it on two CPU cores, roughly."""
+
+    name: str
+    task: str
+    epochs: int
+    batch_size: int
+    seeds: int
+    hours: float
+    starts: tuple[float, ...]
+    entrants: tuple[Entrant, ...]
+    own_data: bool = False
+
+    @property
+    def sweeps(self) -> dict[str, dict[str, Any]]:
+        """By folder, what each sweep asks for that is its own: one for each entrant that can be trained here."""
+        grid = {START: list(self.starts)}
+        return {
+            f"{self.name}/{each.place}": {"stacks": [each.text], "grid": grid, "schedule": each.schedule}
+            for each in self.entrants
+            if each.why_not is None
+        }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All of it. `data`: what must be had; `remarks`: what the starts mean, and what was chosen."""
+
+    name: str
+    title: str
+    digits: int
+    data: str
+    remarks: tuple[str, ...]
+    parts: tuple[Contest, ...]
+
+    @property
+    def hours(self) -> float:
+        """Of the whole on two CPU cores, roughly."""
+        return sum(part.hours for part in self.parts)
+
+    def hours_of(self, part: Any) -> float:
+        """Those of a part."""
+        return float(part.hours)
+
+    @property
+    def about(self) -> str:
+        """What it is, and what it needs, in a line."""
+        return f"{self.title}. {self.data}"
+
+
+def comparison(f: Fields) -> Comparison:
+    """What the fields of a file say; `Damaged` where they say it wrongly."""
+    starts = tuple(f.figures("starts", None))
+    if len(starts) < 2 or any(not x or x <= 0 for x in starts) or any(a >= b for a, b in itertools.pairwise(starts)):
+        raise Damaged("starts are not two or more rising numbers above 0")
+    entrants = tuple(_entrant(each, starts) for each in f.tables("entrants"))
+    if len({each.place for each in entrants}) < len(entrants) or not all(each.place for each in entrants):
+        raise Damaged("entrants must have different labels")
+    if {each.default is None for each in entrants} != {True, False}:
+        raise Damaged("there must be entrants with a default, the towers, and entrants without one")
+    parts = tuple(_contest(each, starts, entrants) for each in f.tables("parts"))
+    if not parts or len({part.name for part in parts}) < len(parts):
+        raise Damaged("parts must be there, with different names")
+    texts = {name: f.text(name) for name in ("name", "title", "data")}
+    found = Comparison(**texts, digits=f.whole("digits", 0), remarks=tuple(f.texts("remarks")), parts=parts)
+    f.end()
+    return found
+
+
+def _entrant(f: Fields, starts: tuple[float, ...]) -> Entrant:
+    rival = "rival" in f.content
+    text = f"{f.text('rival')}({START})" if rival else f.text("stack")
+    schedule = f.text("schedule") if "schedule" in f.content else CONSTANT
+    default = f.number("default") if "default" in f.content else None
+    found = Entrant(f.text("label"), text, str(Schedule.parse(schedule)), default)
+    f.end()
+    if rival and text.partition("(")[0] not in KNOWN:
+        raise Damaged(f"{f.place}{text.partition('(')[0]} is none of {', '.join(KNOWN)}")
+    if read_optimizer(text).free_names != (START,):
+        raise Damaged(f"{f.place}{START} is not the one free name of {text}")
+    for start in starts:
+        read_optimizer(text).bind(**{START: start}).resolve()
+    if default is not None and default not in starts:
+        raise Damaged(f"{f.place}the default {default:g} is none of the starts")
+    return found
+
+
+def _contest(f: Fields, starts: tuple[float, ...], entrants: tuple[Entrant, ...]) -> Contest:
+    found = Contest(
+        name=f.text("name"),
+        task=f.text("task"),
+        epochs=f.whole("epochs", 1),
+        batch_size=f.whole("batch_size", 1),
+        seeds=f.whole("seeds", 1),
+        hours=f.number("hours"),
+        starts=starts,
+        entrants=entrants,
+    )
+    f.end()
+    return found
