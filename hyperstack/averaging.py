@@ -28,7 +28,7 @@ class AveragingTower(Tower):
         place = self.stack[1].at
         assert place is not None
         self.window = Window(self.levels[0], place)
-        return Climb(self.levels, skips, self.window.traced)
+        return Climb(self.levels, skips, place.every, self.window.traced)
 
     def _primary(self) -> Primary:
         kind = FusedPrimary if self.tapes.fused else Primary

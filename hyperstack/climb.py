@@ -32,13 +32,12 @@ class Climb:
     """One step of all scalars of a tower, a pure function; `layout` names the parts of its cells.
 
     `skips`: whether a hyperparameter whose hypergradient is not finite is left out of the step, with its states;
-    `sloped`: of each level, whether the level above asks how large its hypergradients could be; `window`: whether level
-    1 measures at averages, and `traced`, of which hyperparameters derivatives are carried for it.
+    `sloped`: of each level, whether the level above asks how large its hypergradients could be; `window`: where level 1
+    measures at averages, every how many steps, else 0; `traced`: whose derivatives are carried along for that.
     """
 
-    def __init__(self, levels: Sequence[Level], skips: bool, traced: Sequence[str] | None = None) -> None:
-        self.levels, self.skips = levels, skips
-        self.window, self.traced = traced is not None, list(traced or [])
+    def __init__(self, levels: Sequence[Level], skips: bool, window: int = 0, traced: Sequence[str] = ()) -> None:
+        self.levels, self.skips, self.window, self.traced = levels, skips, window, list(traced)
         asking = [any(transform.reads_slope for transform in level.rule.clip) for level in levels[1:]]
         self.sloped = [ask and bool(level.depends) for level, ask in zip(levels, [*asking, False], strict=True)]
         cells = self._start()
@@ -207,7 +206,8 @@ class Climb:
         if own is not None:
             applied = applied & (own != 0)
         if below.ends is not None:
-            applied = applied & (x[f"{k}.step"] < below.ends)
+            done = (x[f"{k}.step"] + 1) * self.window if self.window else x[f"{k}.step"]
+            applied = applied & (done < below.ends)
         moved = segments.expand(applied)
         grad = torch.where(moved, grad, 0.0)
         context = Context(segments, x[f"{k - 1}.raw"], out.get(f"{k - 1}.slope"))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from hyperstack.choices import Choice, option
-from hyperstack.hyperparameter import NON_NEGATIVE, UNIT, Interval
+from hyperstack.errors import InputError
+from hyperstack.hyperparameter import NON_NEGATIVE, UNIT, Interval, Resolved
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,22 @@ class Average(Choice):
     def kept(self, t: int) -> float:
         """How much of the average step t keeps, 1 being the first."""
         return min(self.decay, t / (t + self.warmup))
+
+    def refuse(self, rule: str, resolved: Mapping[str, Resolved], on_losses: Collection[str]) -> None:
+        """Raise an InputError where the hyperparameters of a primary level cannot be measured here.
+
+        `rule`: its name; `on_losses`: those of its hyperparameters that act on single losses.
+        """
+        learned = {name: r for name, r in resolved.items() if r.learned}
+        if acting := [name for name in learned if name in on_losses]:
+            what = f"{acting[0]} acts on single losses, which are measured at the live weights"
+            raise InputError(what, instead=f"write {acting[0]}=fixed(...), or at=live")
+        if common := [name for name, r in learned.items() if r.shared]:
+            what = f"{common[0]} is shared between param groups, which measure apart at averages"
+            raise InputError(what, instead="leave shared(...) out, or write at=live")
+        if self.bound and ("lr" not in learned or learned["lr"].bijection.name != "log"):
+            what = f"bound={self.bound:g} needs a rate that it can make smaller"
+            raise InputError(what, instead=f"learn it as log, {rule}(log(1e-3)), or leave bound out")
 
 
 MEASURED: dict[str, type[Choice]] = {cls.name: cls for cls in (Live, Average)}

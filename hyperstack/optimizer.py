@@ -162,6 +162,9 @@ class HyperOptimizer(torch.optim.Optimizer):
                 instead="write opt.step(closure), where closure() calls opt.zero_grad(), computes the loss, calls"
                 " loss.backward() and returns the loss",
             )
+        if any(self._averaging()) and torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+            what = "a step of a stack that measures at averaged weights cannot be captured in a CUDA graph"
+            raise RunError(what, why="steps differ: some begin with a measurement", instead="capture the closure alone")
         if self._live is not None:
             what = "the averaged weights are in place, by opt.eval() or opt.averaged()"
             raise RunError(what, why="a step is made from the live ones", instead="call opt.train() before a step")
@@ -266,7 +269,8 @@ class HyperOptimizer(torch.optim.Optimizer):
     def hypergradients(self) -> dict[str, Tensor]:
         """The gradient that each hyperparameter's raw tensor received at the last step, before clipping; same keys.
 
-        0 where it is fixed, at the first step, and throughout in a stack of one level, where nobody asks for it.
+        0 where it is fixed, at the first step, and throughout in a stack of one level, where nobody asks for it. Where
+        a stack measures at averages, it is what the last measurement found.
         """
         return self._by_key(Tower.hypergradients)
 

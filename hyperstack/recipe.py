@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import replace
 
 from hyperstack.errors import InputError
@@ -37,7 +38,7 @@ def auto(
 
     Raises InputError for a rate that is not to be learned as log. Ours, without a publication.
     """
-    level = base() if isinstance(base, type) and issubclass(base, Rule) else base
+    level = base() if isinstance(base, type) and issubclass(base, Rule) and not inspect.isabstract(base) else base
     if not isinstance(level, Rule):
         raise InputError(f"auto takes a rule, not {base!r}", instead="write, for example: auto(Adam), auto(SGD(0.1))")
     settings = {name: _fixed(level, name) for name in level.hyperparameters}

@@ -331,7 +331,10 @@ class Stack:
         return value if isinstance(value, Stack) else cls(_levels(value))
 
     def resolve(self) -> list[dict[str, Resolved]]:
-        """For each level, every hyperparameter with nothing left open; unbound names are an InputError."""
+        """For each level, every hyperparameter with nothing left open.
+
+        Unbound names are an InputError, and so is what cannot be measured where the stack measures.
+        """
         if self.free_names:
             names = ", ".join(self.free_names)
             hint = "bind: " + ", ".join(f"{name}=NUMBER" for name in self.free_names)
@@ -341,6 +344,9 @@ class Stack:
             k = len(resolved)
             default = float(f"{resolved[-1]['lr'].value * self.ratio(k):.12g}") if k else None
             resolved.append(level.resolve(default))
+        if len(self.levels) > 1 and (place := self.levels[1].at) is not None:
+            first = self.levels[0]
+            place.refuse(type(getattr(first, "base", first)).__name__, resolved[0], getattr(first, "own", ()))
         return resolved
 
     def ratio(self, k: int) -> float:

@@ -42,7 +42,6 @@ from torch import Tensor
 
 from hyperstack.buffers import Block, Bucket
 from hyperstack.derivatives import columns
-from hyperstack.errors import InputError
 from hyperstack.hyperparameter import Resolved
 from hyperstack.layout import Tensors, section
 from hyperstack.level import Level
@@ -72,17 +71,6 @@ class Window:
         as_log = "lr" in level.learned and level.resolved["lr"].bijection.name == "log"
         self.rate = "lr" if as_log and _proportional(level.rule, level.resolved) else None
         self.traced = [name for name in level.learned if name != self.rate]
-        if level.shared:
-            what = f"{level.shared[0]} is shared between param groups, which measure apart at averages"
-            raise InputError(what, instead="leave shared(...) out, or write at=live")
-        if level.tangents:
-            what = f"{level.tangents[0]} acts on single losses, which are measured at the live weights"
-            raise InputError(what, instead=f"write {level.tangents[0]}=fixed(...), or at=live")
-        if place.bound and not as_log:
-            what = f"bound={place.bound:g} needs a rate that it can make smaller"
-            raise InputError(
-                what, instead=f"learn it as log, {type(level.rule).__name__}(log(1e-3)), or leave bound out"
-            )
 
     # -- what a bucket keeps -------------------------------------------------------------------------------------
 

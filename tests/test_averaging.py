@@ -19,6 +19,7 @@ from battery import (
     assert_close,
     clip_cumulatively,
     gradients,
+    interior,
     number,
     option_choices,
     start,
@@ -150,7 +151,7 @@ def check(stack, windows=2, schedule=lambda t: 1.0, grads=None, own=False):
 # ---- central differences, where losses are linear: gradients are given in advance
 
 
-@pytest.mark.sampled(8)
+@pytest.mark.sampled(16)
 @by_options
 def test_hypergradients_are_the_derivatives_of_what_the_average_moved(rule, options):
     """Every learned hyperparameter of every rule, in every window; what the rule reads of the weights is held."""
@@ -184,6 +185,7 @@ VARIED = {
 by_variation = pytest.mark.parametrize("level", VARIED.values(), ids=VARIED)
 
 
+@pytest.mark.sampled(3)
 @by_variation
 def test_variations(level):
     """With a schedule, and gradients that come and go: a tensor without one stays, while its average goes on."""
@@ -227,7 +229,7 @@ def test_where_nothing_is_learned_the_average_is_kept_all_the_same(text):
         a = PLACE.kept(t + 1)
         means = [a * m + (1 - a) * p for m, p in zip(means, params, strict=True)]
     assert_close(params, alone, 1e-14)
-    assert_close([x for _, x in sorted(tower.averages())], means, 1e-13)
+    assert_close([x for _, x in sorted(tower.averages(), key=lambda pair: pair[0])], means, 1e-13)
 
 
 def test_an_update_that_the_bound_made_shorter():
@@ -254,7 +256,8 @@ def test_what_is_dropped_is_that_weights_are_read_elsewhere(level, reads):
     assert ("lr" in wrong) == reads
 
 
-@pytest.mark.parametrize("size", [4, 30])
+@pytest.mark.sampled(2)
+@pytest.mark.parametrize("size", [30, 4])
 def test_windows_in_blocks_of_any_size(size, monkeypatch):
     """A tensor that is cut, and several that lie together."""
     shapes = ((9, 40), (5,), (), (30,), (5, 6), (2, 3))
@@ -272,7 +275,12 @@ def test_windows_in_blocks_of_any_size(size, monkeypatch):
             tower.step(params, gs)
             rows += tower.hypergradients().values()
         found.append(
-            [*params, *rows, *tower.hyperparameters().values(), *(x.clone() for _, x in sorted(tower.averages()))]
+            [
+                *params,
+                *rows,
+                *tower.hyperparameters().values(),
+                *(x.clone() for _, x in sorted(tower.averages(), key=lambda pair: pair[0])),
+            ]
         )
     assert_close(found[1], found[0], 1e-12, 1e-15)
 
@@ -528,3 +536,131 @@ def test_betas_are_learned_by_what_is_carried_along():
     found = ours(text, 60)
     compare(found, rows, 1e-10)
     assert abs(float(found[-1][2]["0.beta1"]) - 0.9) > 1e-3
+
+
+@pytest.mark.parametrize(("steps", "last"), [(EVERY, 0), (EVERY + 1, 1), (2 * EVERY, 1), (2 * EVERY + 1, 2)])
+def test_fixed_after_counts_steps_and_not_measurements(steps, last):
+    """Those with a number up to `steps` learn: measurements are made in steps `EVERY` + 1, 2 `EVERY` + 1, ..."""
+    level = hs.SGD(hs.fixed_after(hs.log(0.01), steps), momentum=hs.learned(0.5))
+    params = tensors(shapes=SMALL)
+    tower = make_tower(level / hs.SGD(0.1, clip=[hs.cosine()], at=PLACE), params)
+    rates = []
+    for gs in gradients(4 * EVERY, shapes=SMALL):
+        if tower.due:
+            tower.measure(params, gs)
+        tower.step(params, gs)
+        rates.append(float(tower.hyperparameters()["0.lr"]))
+    assert len(set(rates)) == 1 + last
+    assert rates[-1] == rates[last * EVERY]
+
+
+# ---- no wait for the device
+
+
+def each_measuring(rule):
+    """A stack that carries along everything that a rule can learn, one number a tensor; and one without."""
+    spread = {name: hs.learned(hs.per_tensor(interior(h))) for name, h in rule.hyperparameters.items()}
+    return [
+        asked(rule, **spread, clip=True) / hs.SGD(1e-3, clip=[hs.cosine()], at=PLACE) / hs.SGD(1e-3),
+        hs.auto(rule, every=2),
+    ]
+
+
+def some_steps(tower, params, grads, missing=()):
+    schedule = torch.tensor(0.5, device=params[0].device)
+    for t, gs in enumerate(grads):
+        gs = [gs[0], None, *gs[2:]] if t in missing else gs
+        if tower.due:
+            tower.measure(params, gs)
+        tower.step(params, gs, schedule)
+        assert all(x.device == params[0].device for _, x in tower.averages())
+
+
+@pytest.mark.sampled(13)
+@by_rule
+def test_no_step_of_a_window_looks_at_a_value(rule):
+    """On the meta device there are none."""
+    for stack in each_measuring(rule):
+        params = tensors(torch.float32, SMALL, device="meta")
+        tower = make_tower(stack, params)
+        some_steps(tower, params, gradients(6, torch.float32, SMALL, device="meta"), missing=(3,))
+        for read in (AveragingTower.hyperparameters, AveragingTower.hypergradients, AveragingTower.nonfinite_counts):
+            assert all(x.device.type == "meta" for x in read(tower).values())
+
+
+@pytest.mark.gpu
+@by_rule
+def test_no_step_of_a_window_waits_for_the_gpu(rule):
+    for stack in each_measuring(rule):
+        params, grads = tensors(torch.float32, device="cuda"), gradients(20, torch.float32, device="cuda")
+        tower = make_tower(stack, params)
+        some_steps(tower, params, grads[:11])
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            some_steps(tower, params, grads[11:])
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@by_rule
+def test_windows_on_the_gpu_are_those_of_the_cpu(rule):
+    for stack in each_measuring(rule):
+        found = []
+        for device in ("cpu", "cuda"):
+            params = tensors(shapes=SMALL, device=device)
+            tower = make_tower(stack, params)
+            some_steps(tower, params, gradients(9, shapes=SMALL, device=device))
+            found.append(
+                [
+                    *params,
+                    *tower.hyperparameters().values(),
+                    *(x for _, x in sorted(tower.averages(), key=lambda pair: pair[0])),
+                ]
+            )
+        assert_close(found[1], found[0], 1e-10)
+
+
+# ---- kernels
+
+
+@pytest.fixture
+def uncompiled(monkeypatch):
+    """The programs of the kernels, run as they are, on blocks that are small."""
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    monkeypatch.setattr(buffers, "BLOCK", 64)
+
+
+def in_kernels(stack, *fused, steps=8):
+    """What comes of some steps, the tower handing over to one of the next kind in `fused` every third step."""
+    params, kinds = tensors(), itertools.cycle(fused)
+    tower = make_tower(stack, params, fused=next(kinds))
+    for t, gs in enumerate(gradients(steps)):
+        if t and t % 3 == 0 and len(fused) > 1:
+            saved, tower = tower.export(), make_tower(stack, params, fused=next(kinds))
+            tower.restore(saved, params)
+        gs = [gs[0], None, *gs[2:]] if t in (2, 5) else gs
+        if tower.due:
+            tower.measure(params, gs)
+        tower.step(params, gs, 0.5)
+    means = [x.clone() for _, x in sorted(tower.averages(), key=lambda pair: pair[0])]
+    return [*params, *means, *tower.hyperparameters().values(), *tower.hypergradients().values()]
+
+
+@pytest.mark.slow
+@by_rule
+def test_windows_in_kernels(rule, uncompiled):
+    for stack in each_measuring(rule):
+        eager = in_kernels(stack, False)
+        assert_close(in_kernels(stack, True), eager, 1e-11, 1e-12)
+        assert_close(in_kernels(stack, True, False), eager, 1e-11, 1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("text", ["auto(Adam)", "Adam(log(0.01)) / SGD(0.1, clip=[cosine], at=average(0.9, every=4))"])
+def test_windows_in_compiled_kernels(text):
+    stack = hs.parse(text)
+    assert_close(in_kernels(stack, True), in_kernels(stack, False), 1e-10, 1e-12)
+    assert_close(in_kernels(stack, True, False), in_kernels(stack, False), 1e-10, 1e-12)

@@ -165,9 +165,10 @@ def test_few_cells_of_many_seeds_are_one_block():
     assert [len(block) for block in blocks(plan, plan.cells(), MOST, 2)] == [4, 5]
 
 
-def test_what_limits_losses_is_alone_and_a_fixed_0_is_of_its_own_shape():
-    plan = replace(SWEEP, stacks=["ALRC(Adam(α))", "Adam(weight_decay=α)"], grid={"α": [0.0, 0.1, 0.2]}, seeds=[0])
-    assert blocks(plan, plan.cells(), MOST) == [[0], [1], [2], [3], [4, 5]]
+def test_what_looks_at_its_own_run_is_alone_and_a_fixed_0_is_of_its_own_shape():
+    for alone in ("ALRC(Adam(α))", "auto(Adam, rate=α)"):
+        plan = replace(SWEEP, stacks=[alone, "Adam(weight_decay=α)"], grid={"α": [0.0, 0.1, 0.2]}, seeds=[0])
+        assert blocks(plan, plan.cells(), MOST) == [[0], [1], [2], [3], [4, 5]]
 
 
 def of_memory(monkeypatch, there):

@@ -127,6 +127,8 @@ def test_a_set_number_of_threads_is_kept(tmp_path):
         ("Adam / SGD(1e-05)", 1, (5,)),
         ("Adam / SGD(1e-05)", 40, (BATCHES,)),
         ("RMSProp(centered)", 2, (15,)),
+        ("auto(Adam, every=4)", 1, (3, 4, 5, 18)),
+        ("Adam(log(0.01)) / SGD(0.1, clip=[cosine], at=average(0.9, every=4))", 2, (6, 8)),
     ],
 )
 @pytest.mark.slow
