@@ -70,7 +70,7 @@ def test_steps_that_are_not_alike_are_compared_in_means_of_their_period():
     def waiting(name, period, pauses):
         def step(inputs, targets):
             time.sleep(next(pauses))
-            return 0.0
+            return 1.0
 
         return Contestant(name, lambda model, workload: Trial(step), period)
 
@@ -78,6 +78,7 @@ def test_steps_that_are_not_alike_are_compared_in_means_of_their_period():
     now_and_then = waiting("now and then", 10, itertools.cycle([*[0.002] * 3, 0.062, *[0.002] * 6]))
     found = race([always, now_and_then], workload("10"), 0.1, torch.device("cpu"))
     assert found[1].ratio == pytest.approx(4, rel=0.3)
+    assert found[1].whole == pytest.approx(8, rel=0.3)
 
 
 @pytest.mark.parametrize("name", ["gpt", "resnet"])
