@@ -2,6 +2,8 @@
 
 Alone, a run trains in this process, on one thread; together, each of two processes trains ten runs on one thread, the
 ten α of a table with and without clipping. They take turns, some steps at a time; ratios are of neighbours.
+
+`python docs/measure_together.py` prints the CPU time of a step among eight runs over that alone, also convolving.
 """
 
 from __future__ import annotations
@@ -111,3 +113,27 @@ def measured(rounds: int) -> list[tuple[str, float, float, float]]:
         return median(a / b for a, b in zip(times, base, strict=True))
 
     return [(name, median(times), ratio(times, bases[0]), ratio(times, bases[1])) for name, times in kept.items()]
+
+
+def ratio_of(task: Task, rounds: int = 10, runs: int = 8) -> float:
+    """CPU time of a run's step among others over that of one alone, in this process, on one thread: the median."""
+    torch.set_num_threads(1)
+    data = task.load(None, torch.device("cpu"))
+    plans = [Plan(task.name, f"Adam / SGD({1e-5 * (r + 1)!r})", 1, 0, "cpu", 256, threads=1) for r in range(runs)]
+    block, trainer = Block(plans, task, data), Trainer(plans[0], task, data)
+    batches, parts = block._batches(), trainer.source.order(0, 0).split(256)
+    found = []
+    for part in parts[: rounds + 2]:
+        times = [time.process_time()]
+        block._step(*next(batches))
+        times.append(time.process_time())
+        for _ in range(3):
+            trainer._step(part)
+        times.append(time.process_time())
+        found.append((times[1] - times[0]) / runs / ((times[2] - times[1]) / 3))
+    return statistics.median(found[2:])  # in the first two, everything is recorded
+
+
+if __name__ == "__main__":
+    for name in ("mnist", "mnist-conv"):
+        print(f"{name}: {ratio_of(get_task(name)):.2f}")

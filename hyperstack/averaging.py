@@ -48,18 +48,17 @@ class AveragingTower(Tower):
     def finish(self, begun: Begun, shared: Tensors | None = None) -> None:
         """As of every tower; and then the averages follow."""
         bounded = self.window.place.bound > 0 and self.count < self.window.place.every
-        before = [t.detach().clone() for t in begun.tensors] if bounded else []
         self.count += 1
         if self.measured is not None:
             for bucket in self.buckets:
                 self.window.begin(bucket)
+        before = self.window.remember(self.buckets, begun.tensors) if bounded else None
         super().finish(begun, shared)
-        if bounded:
-            self.window.restrain(before, begun.tensors, self.climb.layout.unpack(self.cells)["0.raw"])
+        if before is not None:
+            raw = self.climb.layout.unpack(self.cells)["0.raw"]
+            self.window.restrain(before, self.buckets, begun.tensors, raw)
         kept = self.window.place.kept(self.count)
-        for bucket, gradient in zip(self.buckets, begun.gradients, strict=True):
-            if gradient is None:
-                self.window.coast(bucket, kept)
+        for bucket in self.buckets:
             self.window.follow(bucket, bucket.pick(begun.tensors) or [], kept)
         self.measured = None
 
@@ -72,10 +71,8 @@ class AveragingTower(Tower):
     def push(self, b: int, tensors: list[Tensor], grads: Sequence[Tensor], outputs: Tensors) -> None:
         """As of every tower; before it, derivatives are carried on."""
         if self.window.traced:
-            bucket = self.buckets[b]
-            kept = self.number(self.window.place.kept(self.count)).to(bucket.device, bucket.dtype)
-            numbers = {"coefficients": outputs[f"coefficients.{b}"], "slopes": outputs[f"slopes.{b}"], "kept": kept}
-            self.window.trace(self.primary, bucket, tensors, grads, numbers)
+            numbers = {"coefficients": outputs[f"coefficients.{b}"], "slopes": outputs[f"slopes.{b}"]}
+            self.window.trace(self.primary, self.buckets[b], tensors, grads, numbers)
         super().push(b, tensors, grads, outputs)
 
     def cosines(self) -> Tensors:

@@ -6,7 +6,7 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -81,7 +81,7 @@ class HyperOptimizer(torch.optim.Optimizer):
         self._towers: list[Tower] = []
         self._losses = Losses()
         self._probing = False
-        self._live: list[tuple[Tensor, Tensor]] = []
+        self._live: list[tuple[Tensor, Tensor]] | None = None
         text = str(_as_stack(stack))
         super().__init__(params, {"lr": 1.0, "stack": text, "nonfinite": nonfinite, "compile": bool(compile)})
 
@@ -103,10 +103,11 @@ class HyperOptimizer(torch.optim.Optimizer):
             _refuse_untrainable(group["params"])
             _refuse_apart(self.param_groups[0]["stack"], group["stack"])
             _refuse_unmoved([g["stack"] for g in self.param_groups])
+            tower = _tower(group)
         except InputError:
             self.param_groups.pop()
             raise
-        self._towers.append(_tower(group))
+        self._towers.append(tower)
 
     @_untraced
     @torch.no_grad()
@@ -126,13 +127,7 @@ class HyperOptimizer(torch.optim.Optimizer):
             self._probe(closure)
             with torch.enable_grad():
                 loss = closure()
-        grads = [[p.grad for p in group["params"]] for group in self.param_groups]
-        for gradient in (g for group in grads for g in group if g is not None):
-            if gradient.layout is not torch.strided:
-                raise RunError(
-                    "HyperOptimizer does not take sparse gradients",
-                    instead="make the embedding dense (sparse=False), or give it to an optimizer of its own",
-                )
+        grads = self._gradients()
         if len(self._towers) > 1:  # refuse before any of them has moved
             for tower, group, found in zip(self._towers, self.param_groups, grads, strict=True):
                 tower.admit(group["params"], found)
@@ -149,6 +144,16 @@ class HyperOptimizer(torch.optim.Optimizer):
                 self._show_state(tower, group["params"])
         return loss
 
+    def _gradients(self) -> list[list[Tensor | None]]:
+        """The gradients of each group's parameters."""
+        grads = [[p.grad for p in group["params"]] for group in self.param_groups]
+        if any(g is not None and g.layout is not torch.strided for group in grads for g in group):
+            raise RunError(
+                "HyperOptimizer does not take sparse gradients",
+                instead="make the embedding dense (sparse=False), or give it to an optimizer of its own",
+            )
+        return grads
+
     def _refuse_step(self, closure: Callable[[], Any] | None) -> None:
         if closure is None and any(self._averaging()):
             raise RunError(
@@ -157,8 +162,9 @@ class HyperOptimizer(torch.optim.Optimizer):
                 instead="write opt.step(closure), where closure() calls opt.zero_grad(), computes the loss, calls"
                 " loss.backward() and returns the loss",
             )
-        if self._live:
-            raise RunError("opt.eval() has put the averaged weights in place", instead="call opt.train() before a step")
+        if self._live is not None:
+            what = "the averaged weights are in place, by opt.eval() or opt.averaged()"
+            raise RunError(what, why="a step is made from the live ones", instead="call opt.train() before a step")
 
     def _averaging(self) -> Iterator[tuple[AveragingTower, list[Tensor]]]:
         """The towers that measure at averages, and their parameters."""
@@ -168,8 +174,7 @@ class HyperOptimizer(torch.optim.Optimizer):
 
     def _probe(self, closure: Callable[[], Any]) -> None:
         """Where a measurement is due, have the closure find the gradients at the averages."""
-        due = [(tower, params) for tower, params in self._averaging() if tower.due]
-        if not due:
+        if not any(tower.due for tower, _ in self._averaging()):
             return
         grads = [(p, p.grad) for group in self.param_groups for p in group["params"]]
         self._probing = True
@@ -178,8 +183,9 @@ class HyperOptimizer(torch.optim.Optimizer):
                 for p, _ in grads:
                     p.grad = None
                 closure()
-            for tower, params in due:
-                tower.measure(params, [p.grad for p in params])
+            for tower, group, found in zip(self._towers, self.param_groups, self._gradients(), strict=True):
+                if isinstance(tower, AveragingTower) and tower.due:
+                    tower.measure(group["params"], found)
         finally:
             self._probing = False
             for p, grad in grads:
@@ -189,25 +195,33 @@ class HyperOptimizer(torch.optim.Optimizer):
         """Parameters, and their averages."""
         return [(params[i], average) for tower, params in self._averaging() for i, average in tower.averages()]
 
-    def averaged(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
         """`with opt.averaged():` the parameters have their averages, by which a stack that measures there is judged.
 
         They come back bit for bit. Where a stack keeps no averages, nothing changes. BatchNorm's statistics stay those
         of the live weights: torch.optim.swa_utils.update_bn finds others.
         """
-        return nullcontext() if self._live else exchanged(self._averages())
+        if self._live is not None:
+            yield
+            return
+        try:
+            self.eval()
+            yield
+        finally:
+            self.train()
 
     def eval(self) -> None:
         """Put the averages in place until `train()`, as in schedule_free. Where a stack keeps none, nothing changes."""
-        if not self._live:
+        if self._live is None and any(self._averaging()):
             averages = self._averages()
             self._live = copies(p for p, _ in averages)
             write(averages)
 
     def train(self) -> None:
         """Put the live weights back, bit for bit."""
-        write(self._live)
-        self._live = []
+        write(self._live or [])
+        self._live = None
 
     def backward(self, losses: Tensor, weight: float = 1.0) -> None:
         """Backpropagate per-example losses of any shape, reduced as the primary level wants them: see `loss`."""
@@ -306,13 +320,15 @@ class HyperOptimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._losses = Losses()
-        self._probing, self._live = False, []
+        self._probing, self._live = False, None
         saved = self.state.pop("towers", {})  # type: ignore[call-overload]
         self._towers = [_tower(group) for group in self.param_groups]
         for i, (tower, group) in enumerate(zip(self._towers, self.param_groups, strict=True)):
             if i in saved:
                 tower.restore(saved[i], group["params"])
-                self._live += [(group["params"][j], live.clone()) for j, live in saved[i].get("live", [])]
+                if "live" in saved[i]:
+                    live = [(group["params"][j], x.clone()) for j, x in saved[i]["live"]]
+                    self._live = [*(self._live or []), *live]
                 self._show_state(tower, group["params"])
 
     def __repr__(self) -> str:
@@ -329,9 +345,10 @@ class HyperOptimizer(torch.optim.Optimizer):
 
     def _kept(self, group: dict[str, Any]) -> dict[str, Any]:
         """The live weights of a group, where averages are in place."""
+        if self._live is None:
+            return {}
         place = {id(p): i for i, p in enumerate(group["params"])}
-        live = [(place[id(p)], x) for p, x in self._live if id(p) in place]
-        return {"live": live} if live else {}
+        return {"live": [(place[id(p)], x) for p, x in self._live if id(p) in place]}
 
     def _show_state(self, tower: Tower, params: list[Tensor]) -> None:
         """Let `state[p]` show each parameter's part of the flat buffers, as torch's optimizers do."""

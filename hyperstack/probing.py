@@ -43,15 +43,20 @@ def unspoiled_buffers() -> Iterator[None]:
     distributed module are, too, whose inner calls cannot be seen. Not seen are modules called by their `forward`, or
     within a function that torch.compile made.
     """
-    seen: dict[int, tuple[Tensor, Tensor]] = {}
+    kept: dict[nn.Module, dict[str, Tensor | None]] = {}
+    values: dict[Tensor, Tensor] = {}
 
     def keep(module: nn.Module, _: object) -> None:
-        fresh = [buffer for buffer in module.buffers() if id(buffer) not in seen]
-        seen.update({id(pair[0]): pair for pair in copies(fresh)})
+        if module not in kept:
+            fresh = [inner for inner in module.modules() if inner not in kept]
+            kept.update({inner: dict(inner._buffers) for inner in fresh})
+            values.update(copies(x for inner in fresh for x in inner._buffers.values() if x is not None))
 
     hook = register_module_forward_pre_hook(keep)
     try:
         yield
     finally:
         hook.remove()
-        write(seen.values())
+        write(values.items())
+        for module, buffers in kept.items():
+            module._buffers.update(buffers)  # some modules put a new tensor in the place of the old one

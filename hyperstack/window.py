@@ -25,6 +25,8 @@ For the logarithm of a rate, in proportion to which the updates are, u̇ = u, so
 the average did move: no derivative is taken, and two buffers are kept, θ̄ and θ̄_τ. For each other hyperparameter that is
 learned there are d, e and ṡ, as large as the parameters and their state, and u̇ is taken at every step.
 
+An update that a bound made shorter counts as one at a rate that is smaller by as much; the bound itself is held.
+
 By the chain of `engine`, the levels above go on from ĝ as they do from a live one: each moves when level 1 does.
 """
 
@@ -33,6 +35,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,6 +50,13 @@ from hyperstack.measuring import Average
 from hyperstack.numerics import Segments
 from hyperstack.primary import Primary
 from hyperstack.rule import Rule
+
+
+class Before(NamedTuple):
+    """Tensors, and e of each bucket's traced hyperparameters, as they were before an update."""
+
+    tensors: list[Tensor]
+    ahead: list[Tensors]
 
 
 class Window:
@@ -90,11 +100,11 @@ class Window:
     def trace(
         self, primary: Primary, bucket: Bucket, tensors: list[Tensor], grads: Sequence[Tensor], numbers: Tensors
     ) -> None:
-        """Carry derivatives through the update that a push is about to make.
+        """Carry derivatives through the update that a push is about to make: e_{t-1} + u̇_t, and ṡ_t.
 
-        `numbers`: "coefficients", those of the update; "slopes", [traced, coefficients], their derivatives; "kept", a.
+        `numbers`: "coefficients", those of the update; "slopes", [traced, coefficients], their derivatives.
         """
-        writes = [name for name in bucket.flats if name.split(".")[0] in ("moved", "ahead", "carried")]
+        writes = [name for name in bucket.flats if name.split(".")[0] in ("ahead", "carried")]
         for block, part, grad in zip(bucket.blocks, bucket.parts, grads, strict=True):
             inputs = {**part, **numbers, "gradient": grad}
             if self.level.rule.reads_params:
@@ -103,7 +113,7 @@ class Window:
             primary.tape(("trace", grad.dtype), bucket, block, function, writes)(inputs)
 
     def _traced(self, primary: Primary, bucket: Bucket, block: Block, inputs: Tensors) -> Tensors:
-        shifts = {name: torch.zeros_like(inputs["kept"], requires_grad=True) for name in self.traced}
+        shifts = {name: torch.zeros_like(inputs["slopes"][0, 0], requires_grad=True) for name in self.traced}
         coefficients = bucket.layout.unpack(inputs["coefficients"])
         shifted = {"grad": inputs["gradient"].to(bucket.dtype)}
         if "target" in inputs:
@@ -121,23 +131,17 @@ class Window:
             carried_on = {state: columns(x, leaves) for state, x in after.items()}
         found: Tensors = {}
         for i, name in enumerate(shifts):
-            ahead = inputs[f"ahead.{name}"] + changes[name]
-            found[f"moved.{name}"] = inputs[f"moved.{name}"] + (1 - inputs["kept"]) * ahead
-            found[f"ahead.{name}"] = inputs["kept"] * ahead
+            found[f"ahead.{name}"] = inputs[f"ahead.{name}"] + changes[name]
             found |= {f"carried.{name}.{state}": each[i] for state, each in carried_on.items()}
         return found
 
     def follow(self, bucket: Bucket, tensors: list[Tensor], kept: float) -> None:
-        """Let the average follow the weights of a step."""
+        """Let the average follow the weights of a step, and d and e their derivatives."""
         for block, part in zip(bucket.blocks, bucket.parts, strict=True):
             part["average"].lerp_(block.gather(tensors).to(bucket.dtype), 1 - kept)
-
-    def coast(self, bucket: Bucket, kept: float) -> None:
-        """Carry derivatives through a step that leaves a bucket where it is."""
-        for name in self.traced:
-            ahead = bucket.flats[f"ahead.{name}"]
-            bucket.flats[f"moved.{name}"].add_(ahead, alpha=1 - kept)
-            ahead.mul_(kept)
+            for name in self.traced:
+                part[f"moved.{name}"].add_(part[f"ahead.{name}"], alpha=1 - kept)
+                part[f"ahead.{name}"].mul_(kept)
 
     def begin(self, bucket: Bucket) -> None:
         """A window begins."""
@@ -168,31 +172,41 @@ class Window:
                     d = self._derivative(part, name)
                     for sums, x in ((products, flat * d), (squares, d.square())):
                         sums[name].index_add_(0, place[block.tensors], _sums(block.segments, x).to(like))
-        parts = {"received": self._packed(products), "displacement": self._packed(squares).sqrt()}
+        parts = {"received": self._packed(products, like), "displacement": self._packed(squares, like).sqrt()}
         return {**parts, "slope": parts["displacement"] * total.sqrt()}
 
     def _derivative(self, part: Tensors, name: str) -> Tensor:
         """d of one hyperparameter, in a block."""
         return part["average"] - part["anchor"] if name == self.rate else part[f"moved.{name}"]
 
-    def _packed(self, each: Tensors) -> Tensor:
+    def _packed(self, each: Tensors, like: Tensor) -> Tensor:
         """Numbers of each tensor as the flat raw tensor has them: their sum, where there is one number for all."""
         layout = self.level.layout
-        return layout.pack({name: x if layout.shapes[name] else x.sum() for name, x in each.items()})
+        found = {name: x if layout.shapes[name] else x.sum() for name, x in each.items()}
+        return layout.pack(found) if found else like.new_zeros(0)
 
     # -- the first steps -----------------------------------------------------------------------------------------------
 
-    def restrain(self, before: Sequence[Tensor], tensors: Sequence[Tensor], raw: Tensor) -> None:
+    def remember(self, buckets: Sequence[Bucket], tensors: Sequence[Tensor]) -> Before:
+        """What an update that may be too large will change."""
+        ahead = [{name: bucket.flats[f"ahead.{name}"].clone() for name in self.traced} for bucket in buckets]
+        return Before([t.detach().clone() for t in tensors], ahead)
+
+    def restrain(self, before: Before, buckets: Sequence[Bucket], tensors: Sequence[Tensor], raw: Tensor) -> None:
         """Shorten an update that was too large for some tensor, and make the rate smaller by as much."""
-        sizes = [(t - b).norm().to(raw) for t, b in zip(tensors, before, strict=True)]
-        norms = torch.stack([b.norm().to(raw) for b in before])
+        sizes = [(t - b).norm().to(raw) for t, b in zip(tensors, before.tensors, strict=True)]
+        norms = torch.stack([b.norm().to(raw) for b in before.tensors])
         relative = torch.where(norms > 0, torch.stack(sizes) / norms, 0.0)
         factor = torch.where(torch.isfinite(relative), (self.place.bound / relative).clamp(max=1), 1.0)
         rate = self.level.layout.unpack(raw)["lr"]
         if not rate.dim():
-            factor = factor.min().expand(len(before))
-        for t, b, share in zip(tensors, before, factor.unbind(), strict=True):
+            factor = factor.min().expand(len(tensors))
+        for t, b, share in zip(tensors, before.tensors, factor.unbind(), strict=True):
             t.copy_(torch.lerp(b, t, share.to(t)))
+        for bucket, ahead in zip(buckets, before.ahead, strict=True):
+            share = bucket.segments.expand(factor[bucket.place.to(factor.device)].to(bucket.device, bucket.dtype))
+            for name, old in ahead.items():
+                bucket.flats[f"ahead.{name}"].copy_(torch.lerp(old, bucket.flats[f"ahead.{name}"], share))
         rate.add_((factor if rate.dim() else factor[0]).log())
 
 
@@ -202,7 +216,10 @@ def _sums(segments: Segments, flat: Tensor) -> Tensor:
 
 
 def _proportional(rule: Rule, resolved: dict[str, Resolved]) -> bool:
-    """Whether the rule's updates are in proportion to its rate, asked of the rule itself on a few numbers."""
+    """Whether the rule's updates are in proportion to its rate, and its state does not know of it.
+
+    Asked of the rule itself, on a few numbers.
+    """
     level, segments = Level(rule, resolved, ["0", "1"], torch.device("cpu")), Segments([(2,), (3,)])
     numbers = torch.linspace(0.3, 1.7, segments.total, dtype=torch.float64)
     state = {**rule.init(numbers), **rule.init_layers(numbers[:2])}
@@ -212,5 +229,7 @@ def _proportional(rule: Rule, resolved: dict[str, Resolved]) -> bool:
         values = {name: torch.tensor(r.value, dtype=torch.float64) for name, r in resolved.items()}
         values["lr"] = torch.full_like(numbers[0], rate)
         coefficients = rule.coefficients(SimpleNamespace(**values), torch.full_like(numbers[0], 3.0))
-        found.append(level.update(numbers, state, coefficients, numbers, segments)[0])
-    return torch.allclose(2 * found[0], found[1], rtol=1e-9, atol=0.0)
+        found.append(level.update(numbers, state, coefficients, numbers, segments))
+    (once, before), (twice, after) = found
+    alike = all(torch.equal(before[name], after[name]) for name in after)
+    return alike and torch.allclose(2 * once, twice, rtol=1e-9, atol=0.0)

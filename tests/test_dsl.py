@@ -20,12 +20,13 @@ import hyperstack as hs
 from hyperstack.dsl import MAX_LENGTH
 from hyperstack.hyperparameter import BIJECTIONS, MODIFIERS, Free
 from hyperstack.hyperparameter import WORDS as WISHES
+from hyperstack.measuring import MEASURED
 from hyperstack.rule import RULES, Stack
 from hyperstack.rules import ALRC
 from hyperstack.transforms import TRANSFORMS, Cumulative, Transform
 
 repeatable = settings(deadline=None, derandomize=True, max_examples=80)
-MEANS_SOMETHING = {"clip", *RULES, *WISHES, *(name for rule in RULES.values() for name in rule.options)}
+MEANS_SOMETHING = {"clip", "at", *RULES, *WISHES, *(name for rule in RULES.values() for name in rule.options)}
 
 
 # Every stack that the registries allow
@@ -108,7 +109,17 @@ def arguments(rule):
         is_flag = isinstance(option.default, bool)
         found[name] = st.booleans() if is_flag else st.floats(0, allow_infinity=False) | st.integers(0, 9)
     found["clip"] = st.booleans() | st.none() | transforms() | st.lists(transforms(), max_size=3)
+    found["at"] = places()
     return found
+
+
+@st.composite
+def places(draw):
+    """Where to measure: nowhere said, live, or averages with some of their arguments chosen."""
+    if draw(st.booleans()):
+        return draw(st.sampled_from([None, hs.live, hs.live()]))
+    chosen = [f for f in fields(hs.average) if f.default is MISSING or draw(st.booleans())]
+    return hs.average(**{f.name: draw(_options(f)) for f in chosen})
 
 
 @st.composite
@@ -147,7 +158,20 @@ def placed(made):
     return Stack(kept or [hs.SGD()])
 
 
-stacks = st.lists(wrapped(), min_size=1, max_size=4).map(placed)
+@st.composite
+def automatic(draw):
+    """`auto` around a level, under more levels perhaps."""
+    place = draw(places().filter(lambda place: isinstance(place, hs.average)))
+    numbers = {f.name: getattr(place, f.name) for f in fields(place) if draw(st.booleans())}
+    rate = {"rate": draw(values(hs.SGD.hyperparameters["lr"]))} if draw(st.booleans()) else {}
+    try:
+        made = hs.auto(draw(wrapped()), **rate, **numbers)
+    except hs.InputError:  # a rate that is 0, fixed or shared, or a level that belongs elsewhere
+        made = hs.auto(hs.SGD(0.1, momentum=0.9), **numbers)
+    return placed([*made, *draw(st.lists(levels(), max_size=2))])
+
+
+stacks = st.lists(wrapped(), min_size=1, max_size=4).map(placed) | automatic()
 
 
 # What a text means
@@ -353,6 +377,47 @@ MISTAKES = [
     ("SGD(clip=cumulative(skip_zero, x=1))", ("skip_zero", "no flag is called skip_zero: did you mean skip_zeros?"),
      ("x=1", "cumulative has no 'x': choose one of skip_zeros, per, names")),
     ("SGD(clip=cumulative(skip_zeros=0))", ("skip_zeros=0", "cumulative's skip_zeros is a flag, not 0")),
+    ("SGD(α) / SGD(at=averag(0.9))", ("averag(0.9)", "no place to measure at is called averag: did you mean average?")),
+    ("SGD(α) / SGD(at=0.9)", ("0.9", "a place to measure at was expected: choose one of live, average")),
+    ("SGD(α) / SGD(at=[live])", ("[live]", "a place to measure at was expected: choose one of live, average")),
+    ("SGD(α) / SGD(at=live(0.9))", ("0.9", "nothing is given by position: write name=value")),
+    ("SGD(α) / SGD(at=average)", ("average", "average needs decay")),
+    ("SGD(α) / SGD(at=average(1))", ("average(1)", "average's decay is 1: give a number in [0, 1)")),
+    ("SGD(α) / SGD(at=average(0.9, 10))", ("10", "only decay is given by position: write name=value")),
+    ("SGD(α) / SGD(at=average(0.9, evry=10))", ("evry=10", "average has no 'evry': did you mean every?")),
+    ("SGD(α) / SGD(at=average(0.9, every=True))", ("every=True", "average's every is a number, not True")),
+    *((f"SGD(α) / SGD(at=average(0.9, every={n}))",
+       (f"average(0.9, every={n})", f"average's every is {float(n)}: give a whole number in [1, inf)"))
+      for n in ("2.5", "0.0")),
+    ("SGD(α) / SGD(at=average(0.9, every=1e999))", ("average(0.9, every=1e999)", None)),
+    ("SGD(α) / SGD(at=average(0.9, bound=-1))", ("average(0.9, bound=-1)", None)),
+    ("SGD(α) / SGD(at=average(0.9, warmup=1e999))", ("average(0.9, warmup=1e999)", None)),
+    ("live / SGD(α)", ("live", "a rule was expected, such as Adam or SGD(1e-5)")),
+]  # fmt: skip
+AT_THEIR_PLACE = [
+    # the text as a whole, since what is wrong is where something stands
+    ("SGD(at=average(0.9))", ("SGD(at=average(0.9))", "at=average(0.9) has no meaning on level 0: the primary level "
+     "measures nothing: write it on level 1, the one above the primary level")),
+    ("SGD / SGD / SGD(at=average(0.9, every=3))", ("SGD(at=average(0.9, every=3))", "at=average(0.9, every=3) has no "
+     "meaning on level 2: higher levels move when level 1 does: write it on level 1, the one above the primary level")),
+    ("ALRC(SGD(at=average(0.9)))", ("ALRC(SGD(at=average(0.9)))", None)),
+    ("SGD / auto(Adam)", ("auto(Adam)", "auto makes the first two levels of a stack, and stands at its beginning")),
+    ("auto(auto(Adam))", ("auto(Adam)", "auto makes the first two levels of a stack, and stands at its beginning")),
+    ("auto(Adam / SGD)", ("Adam / SGD", "a rule was expected, such as Adam or SGD(1e-5)")),
+    ("auto(0.1)", ("0.1", "a rule was expected, such as Adam or SGD(1e-5)")),
+    ("auto(Adm)", ("Adm", "no rule is called Adm: did you mean Adam?")),
+    ("auto(Adam, SGD)", ("SGD", "only base is given by position: write name=value")),
+    ("auto(Adam, rte=1)", ("rte=1", "auto has no 'rte': did you mean rate?")),
+    ("auto(Adam, decay=α)", ("decay=α", "a number was expected: write a number such as 1e-3")),
+    ("auto(Adam, decay=1)", ("auto(Adam, decay=1)", "average's decay is 1: give a number in [0, 1)")),
+    ("auto(Adam, every=True)", ("auto(Adam, every=True)", "average's every is True: give a whole number in [1, inf)")),
+    ("auto(Adam(fixed(0.1)))", ("auto(Adam(fixed(0.1)))", "auto learns the logarithm of a rate, and lr is fixed(0.1): "
+     "give it a plain number")),
+    ("auto(Adam(square(0.1)))", ("auto(Adam(square(0.1)))", None)),
+    ("auto(SGD(0))", ("auto(SGD(0))", None)),
+    ("auto(Adam(at=average(0.9)))", ("auto(Adam(at=average(0.9)))", None)),
+    ("auto(Adam, rate=shared(1))", ("auto(Adam, rate=shared(1))", None)),
+    ("auto(Adam) / auto(SGD)", ("auto(SGD)", None)),
 ]  # fmt: skip
 REFUSED_BY_PYTHON = [
     ("", ("", "a stack was expected, and the text is empty")),
@@ -388,6 +453,13 @@ def test_a_mistake_is_shown_where_it_is(text, mistakes):
         for (under, told), (place, message) in zip(found, mistakes, strict=True):
             assert under == place or under.strip() == place == ""
             assert message is None or told == message
+
+
+@pytest.mark.parametrize(("text", "mistake"), AT_THEIR_PLACE)
+def test_a_mistake_of_place_is_shown_where_it_is(text, mistake):
+    ((under, told),) = shown(check(error_of(text)))
+    assert under == mistake[0]
+    assert mistake[1] is None or told == mistake[1]
 
 
 def test_the_whole_message_of_a_stack_with_three_mistakes():
@@ -520,6 +592,7 @@ def test_a_transform_that_needs_numbers():
 # Any text at all
 
 WORDS = [*RULES, *MODIFIERS, *TRANSFORMS, *{k for r in RULES.values() for k in (*r.hyperparameters, *r.options)}]
+WORDS += [*MEASURED, *(f.name for cls in MEASURED.values() for f in fields(cls)), "at", "auto", "auto(", "rate", "base"]
 WORDS += [
     "α",
     "clip",

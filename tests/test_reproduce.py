@@ -34,7 +34,7 @@ WANTED = {
 
 
 def test_the_experiments():
-    assert set(names()) == WANTED | {"rivals"}
+    assert set(names()) == WANTED | {"rivals", "auto"}
 
 
 @pytest.mark.parametrize("name", sorted(WANTED))

@@ -18,12 +18,16 @@ from hyperstack.errors import InputError
 from hyperstack.experiments import experiment as experiments
 from hyperstack.experiments import standing
 from hyperstack.experiments.experiment import load, read
+from hyperstack.experiments.outcome import outcome
 from hyperstack.experiments.work import Asked, hours
+from hyperstack.reports import figure
 from hyperstack.rivals import KNOWN, Rival, read_optimizer
 from hyperstack.rule import Stack
 from hyperstack.sweep.final import FinalLoss
 from hyperstack.tasks import TASKS, Data
 from hyperstack.training import Trainer
+from hyperstack_cli.screen import out
+from hyperstack_cli.standing import comparison_pictures, show_comparison, summary
 
 # ---- the optimizers of other packages
 
@@ -256,6 +260,7 @@ def tiny(tmp_path, monkeypatch):
     texts = {"tiny": json.dumps(TINY)}
     monkeypatch.setattr(experiments, "names", lambda: sorted(texts))
     monkeypatch.setattr(experiments, "load", lambda name: read(texts[name], name))
+    monkeypatch.setitem(TASKS, "calm", Calm)
     monkeypatch.chdir(tmp_path)
     return texts
 
@@ -346,6 +351,27 @@ def test_diverged_runs_count(tiny, tmp_path):
     assert row["diverged"] == 2
     assert len(row["figures"]) == 2
     assert 0 < row["mean"] <= 100
+
+
+def test_an_outcome_before_all_have_ended(tiny, tmp_path):
+    """Of nothing, and of one entrant from one start alone."""
+    found = experiments.load("tiny")
+    asked = Asked("tiny", 1.0, 2, ["toy"], "cpu", "")
+    pieces = [piece for part in asked.chosen(found) for piece in asked.pieces(part)]
+    nothing = outcome(found, asked, pieces, {})
+    assert comparison_pictures(nothing) == []
+    assert nothing["parts"][0]["says"] == [
+        "A tower!, against 0 pairs of a rival and a start: wins 0, loses 0, undecided 0."
+    ]
+    one = outcome(found, asked, pieces, {"toy/adam": {0: {"test_error": 0.25, "diverged": False}}})
+    (panel,) = comparison_pictures(one)
+    assert [(line.label, line.steps.tolist(), line.values.tolist()) for line in panel.lines] == [
+        ("Adam", [1e-3], [25.0])
+    ]
+    figure.png([panel], tmp_path / "one.png")
+    assert summary(one["parts"][0], 1)[2] == ["Adam", "25.0", "0.001", "3", "", "-"]
+    for each in (nothing, one):
+        show_comparison(out(), each)
 
 
 @pytest.mark.slow

@@ -246,7 +246,7 @@ def test_clip_refuses_what_is_no_transform(value):
 def test_a_free_name_is_not_one_that_means_something_else(name):
     assert name in RULES or any(name in ("clip", "at", *rule.options) for rule in RULES.values())
     for rule in RULES.values():
-        if name in ("clip", *RULES, *rule.options):
+        if name in ("clip", "at", *RULES, *rule.options):
             assert f"lr: {name} is no number" in mistake(rule, hs.free(name))
             assert f"lr: {name} is no number" in mistake(rule, lr=hs.fixed(hs.free(name)))
         else:

@@ -7,24 +7,30 @@ import json
 import math
 import multiprocessing
 import os
+import shutil
 import signal
+import socket
 import statistics
 import subprocess
 import sys
 import time
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from toy import DATA, PLAN, Calm, Toy, command, contents
 
 from hyperstack.errors import InputError, RunError
+from hyperstack.sweep import planning
 from hyperstack.sweep import run as running
+from hyperstack.sweep.block import Block
 from hyperstack.sweep.folder import SweepFolder
 from hyperstack.sweep.grid import Cell, axes, axis, cells, size
-from hyperstack.sweep.planning import MOST, SweepPlan, blocks, runs_that_fit
+from hyperstack.sweep.planning import MOST, PROCESS, SweepPlan, blocks, bytes_of_a_run, jobs_that_fit, runs_that_fit
 from hyperstack.sweep.run import sweep
 from hyperstack.sweep.table import rows
 from hyperstack.training import Trainer
@@ -120,6 +126,26 @@ def test_names_and_stacks_that_do_not_fit(stacks, grid, message):
         cells(stacks, grid, [0])
 
 
+def test_a_million_cells_are_counted_without_being_made(tmp_path, monkeypatch):
+    monkeypatch.setattr("hyperstack.sweep.planning.cells", None)
+    monkeypatch.chdir(tmp_path)
+    squared = ("--stack", "SGD(α) / SGD(β)", "--grid", "α=lin(0,1,1000)", "--grid", "β=lin(0,1,1000)")
+    tracemalloc.start()
+    for many in (squared, ("--seeds", 1000, "--grid", "α=lin(0,1,1000)")):
+        code, output, remarks = command("sweep", "calm", *many)
+        assert (code, output) == (2, "")
+        assert "this sweep has 1,000,000 cells" in remarks
+        assert "--yes" in remarks
+    assert tracemalloc.get_traced_memory()[1] < 5e7  # of a million cells some hundred bytes each would be more
+    tracemalloc.stop()
+    assert contents(tmp_path) == {}
+
+
+def test_a_value_that_comes_twice_late_in_a_long_list():
+    with pytest.raises(InputError, match=r"0\.5 twice"):
+        axis("α=lin(2,3,100000),0.5,0.25,0.5")
+
+
 # ---- blocks
 
 
@@ -144,12 +170,85 @@ def test_what_limits_losses_is_alone_and_a_fixed_0_is_of_its_own_shape():
     assert blocks(plan, plan.cells(), MOST) == [[0], [1], [2], [3], [4, 5]]
 
 
+def of_memory(monkeypatch, there):
+    monkeypatch.setattr("hyperstack.sweep.planning._memory", lambda device: there)
+
+
 def test_blocks_fit_the_memory(monkeypatch):
     assert runs_that_fit(Calm(), DATA, 32) == MOST
-    for bytes_there, wanted in ((1, 1), (500_000, range(2, MOST))):
-        monkeypatch.setattr("hyperstack.sweep.planning._memory", lambda device, there=bytes_there: there)
-        found = runs_that_fit(Calm(), DATA, 32)
-        assert found == wanted if isinstance(wanted, int) else found in wanted
+    each = bytes_of_a_run(Calm(), DATA, 32)
+    for jobs in (1, 3):
+        for runs in (1, 2, 7, MOST):
+            of_memory(monkeypatch, 4 * jobs * runs * each + 1e-3)
+            assert runs_that_fit(Calm(), DATA, 32, jobs) == runs
+            of_memory(monkeypatch, 4 * jobs * runs * each - 1)
+            assert runs_that_fit(Calm(), DATA, 32, jobs) == max(1, runs - 1)
+    of_memory(monkeypatch, 4 * 100 * each)
+    assert runs_that_fit(Calm(), DATA, 32) == MOST
+    of_memory(monkeypatch, 1)
+    assert runs_that_fit(Calm(), DATA, 32) == 1
+
+
+def test_what_a_run_takes():
+    """By hand: the parameters, 16 times; and what autograd keeps of each example, 6 times a batch."""
+    parameters = 8 * 16 + 16 + 16 * 3 + 3
+    kept = 8 + 16 + 16 + 3 + 3 + 2  # inputs; what tanh gives, for itself and for the next; log-softmax; the target
+    for batch in (32, 1000):
+        found = bytes_of_a_run(Calm(), DATA, batch)
+        assert 16 * 4 * parameters < found
+        for_examples = (found - 1 - 16 * 4 * parameters) / 4 / max(6 * min(batch, 300), 128)
+        assert for_examples == pytest.approx(kept, abs=4)
+    # It is tested on 64 at once.
+    assert bytes_of_a_run(Calm(), DATA, 1) == pytest.approx(bytes_of_a_run(Calm(), DATA, 21), rel=0.02)
+
+
+def test_a_batch_that_is_too_large_is_not_tried(monkeypatch):
+    """What a run takes is found on a few examples."""
+    seen = []
+
+    class Counting(Calm):
+        def losses(self, outputs, targets):
+            seen.append(len(outputs))
+            return super().losses(outputs, targets)
+
+    large = bytes_of_a_run(Counting(), DATA, 300)
+    assert seen == [16]
+    assert large > 4 * bytes_of_a_run(Counting(), DATA, 30)
+
+
+def test_jobs_fit_the_cores_and_the_memory(monkeypatch):
+    each = PROCESS + bytes_of_a_run(Calm(), DATA, 32)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    for memory, here, threads, wanted in (
+        (1e12, 1, 1, 8), (1e12, 1, 3, 2), (1e12, 2, 1, 4), (3.5 * each, 1, 1, 3), (3.5 * each, 2, 1, 1), (1, 1, 1, 1),
+    ):  # fmt: skip
+        of_memory(monkeypatch, memory)
+        assert jobs_that_fit(replace(SWEEP, threads=threads), Calm(), DATA, here) == wanted
+    assert jobs_that_fit(replace(SWEEP, device="cuda"), Calm(), DATA) == 1
+
+
+def test_the_memory_of_a_container(tmp_path, monkeypatch):
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(planning, "LIMITS", [limit, tmp_path / "nothing"])
+    whole = planning._memory(torch.device("cpu"))
+    assert whole > 1 << 28
+    for text, wanted in (("max\n", whole), ("1000000\n", 1_000_000), (str(1 << 62), whole)):
+        limit.write_text(text)
+        assert planning._memory(torch.device("cpu")) == wanted
+
+
+def test_test_examples_come_in_batches_that_fit(tmp_path):
+    """However many a task allows at once, and to the same error."""
+    sizes = []
+
+    class Noting(Calm):
+        def error(self, outputs, targets):
+            sizes.append(len(outputs))
+            return super().error(outputs, targets)
+
+    assert Noting.test_batch_size > len(DATA.test_inputs) == 100
+    dict(Block([SWEEP.of_cell(cell) for cell in SWEEP.cells()[:4]], Noting(), DATA).run())
+    assert sizes == [64, 36] * 2
 
 
 # ---- sweeping
@@ -254,6 +353,19 @@ def test_where_runs_cannot_be_trained_together_they_are_trained_alone(tmp_path):
         assert {**results[i], **changed} == {**alone(cell, plan, Toy), **changed}
 
 
+def test_convolutions_are_trained_one_after_another_on_a_cpu(tmp_path):
+    class Convolving(Calm):
+        def model(self):
+            layers = [torch.nn.Unflatten(1, (1, 8)), torch.nn.Conv1d(1, 2, 3), torch.nn.Flatten()]
+            return torch.nn.Sequential(*layers, torch.nn.Linear(12, 3), torch.nn.LogSoftmax(1))
+
+    plan = replace(SWEEP, seeds=[0], stacks=STACKS[:1])
+    results, _, notes = swept(tmp_path / "sweep", plan, Convolving)
+    assert notes == ["one run after another: several at once take longer where a CPU convolves"]
+    assert [results[i]["together"] for i in range(2)] == [1, 1]
+    assert not planning.slow_together(Calm(), DATA)
+
+
 def test_a_diverged_cell_is_a_result(tmp_path):
     plan = replace(SWEEP, stacks=["SGD(α) / SGD(α)"], grid={"α": [0.01, 1e38]})
     results, _, _ = swept(tmp_path / "sweep", plan)
@@ -288,6 +400,68 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
     assert len(results) == 8
 
 
+SMALL_DISK = """
+mkdir disk && mount -t tmpfs -o size=40k none disk || exit 77
+"$@" --out disk/sweep
+code=$?
+cp -r disk/sweep kept
+exit $code
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_disk_that_is_full_in_mid_sweep(jobs, tmp_path):
+    """A real one, of ten blocks; and then a larger one."""
+    if not shutil.which("unshare"):
+        pytest.skip("needs a Linux that lets users mount")
+    asked = [sys.executable, Path(__file__).with_name("toy.py"), "sweep", "toy", *MANY, "--jobs", str(jobs)]
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", SMALL_DISK, "sh", *asked], cwd=tmp_path, text=True, capture_output=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
+    )  # fmt: skip
+    if not (tmp_path / "kept").exists():
+        pytest.skip(f"no disk of its own to be had: {done.stderr.strip()}")
+    assert done.returncode == 1, done.stderr
+    assert "No space left on device" in done.stderr
+    assert "no finished cell is lost" in done.stderr
+    assert "hyperstack sweep toy --out disk/sweep --resume" in done.stderr
+    assert "Traceback" not in done.stderr
+    said = sum("  seed " in line for line in done.stderr.splitlines())
+    before = finished_cells(tmp_path / "kept")
+    assert 1 < said == len(before) < 12
+    code, output, remarks = command("sweep", "toy", "--out", tmp_path / "kept", "--resume", "--jobs", 1, "--json")
+    assert (code, len(json.loads(output))) == (0, 12), remarks
+    assert f"12 cells, {said} of them done" in remarks
+    assert before.items() <= finished_cells(tmp_path / "kept").items()
+    assert not list((tmp_path / "kept").rglob("*.tmp"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+@pytest.mark.parametrize(("answer", "code"), [("n", 130), ("y", 0)])
+def test_on_a_terminal_it_asks_before_many_cells(answer, code, tmp_path):
+    import pty
+
+    mine, theirs = pty.openpty()
+    program = "import sys, hyperstack_cli.verbs.sweep as s; s.MANY = 3; import toy; toy.TASKS.update(calm=toy.Calm); "
+    program += "from hyperstack_cli.main import main; main()"
+    arguments = ["sweep", "calm", "--grid", "α=1e-5,1e-4,1e-3,1e-2", "--epochs", "1", "--jobs", "1", "--out", "out"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, *arguments], cwd=tmp_path, stdin=theirs, stderr=theirs, stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
+    )  # fmt: skip
+    shown = b""
+    while b"?" not in shown:
+        shown += os.read(mine, 1000)
+    assert b"This sweep has 4 cells. Train them all?" in shown
+    assert not (tmp_path / "out").exists()
+    os.write(mine, f"{answer}\n".encode())
+    process.communicate(timeout=120)
+    assert process.returncode == code
+    assert len(finished_cells(tmp_path / "out")) == (4 if answer == "y" else 0)
+
+
 @pytest.mark.slow
 def test_in_processes(tmp_path):
     one, _, _ = swept(tmp_path / "one")
@@ -297,6 +471,44 @@ def test_in_processes(tmp_path):
     gone, ended, _ = swept(tmp_path / "gone", jobs=2, stop=lambda: True)
     assert (gone, ended) == ({}, [])
     assert multiprocessing.active_children() == []
+
+
+@pytest.mark.slow
+def test_each_cell_is_written_as_it_ends(tmp_path, monkeypatch):
+    """Also where another process trains a block of them one after another."""
+    monkeypatch.setenv("TOY_DELAY", "0.01")  # at each of 20 steps and a test: 0.2 s a cell
+    plan = replace(SWEEP, task="toy", grid={"α": [1e-5, 1e-4, 1e-3, 1e-2]}, stacks=STACKS[:1])
+    times = {0: [], 1: []}
+    folder = SweepFolder.create(tmp_path / "sweep", plan)
+
+    def after_cell(cell, result):
+        times[cell.seed].append(time.monotonic())
+        assert sum(map(len, times.values())) == len(list(folder.path.glob("cells/*.json")))
+
+    sweep(plan, Toy(), DATA, folder, jobs=2, after_cell=after_cell)
+    for own in times.values():
+        assert len(own) == 4
+        assert max(own) - min(own) > 0.4
+
+
+@pytest.mark.slow
+def test_a_lost_process_loses_no_finished_cell(tmp_path, monkeypatch):
+    monkeypatch.setenv("TOY_DELAY", "0.01")
+    plan = replace(SWEEP, task="toy")
+    folder = SweepFolder.create(tmp_path / "sweep", plan)
+
+    def after_cell(cell, result):
+        for child in multiprocessing.active_children():
+            os.kill(child.pid, signal.SIGKILL)
+
+    with pytest.raises(RunError, match="ended from outside"):
+        sweep(plan, Toy(), DATA, folder, jobs=2, after_cell=after_cell)
+    kept = finished_cells(folder.path)
+    assert 1 <= len(kept) <= 4
+    monkeypatch.delenv("TOY_DELAY")
+    results, ended, _ = swept(folder.path, plan, Toy)
+    assert (len(results), len(ended)) == (8, 8 - len(kept))
+    assert kept.items() <= finished_cells(folder.path).items()
 
 
 # ---- processes
@@ -329,7 +541,7 @@ def finished_cells(path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("signum", "code", "jobs"), [(signal.SIGINT, 130, 1), (signal.SIGTERM, 143, 1), (signal.SIGKILL, -9, 1),
-                                 (signal.SIGINT, 130, 2)],
+                                 (signal.SIGINT, 130, 2), (signal.SIGKILL, -9, 2)],
 )  # fmt: skip
 def test_ended_from_outside(signum, code, jobs, tmp_path):
     """Finished cells are there, a second sweep is refused meanwhile, and the next one trains the others alone."""
@@ -341,7 +553,8 @@ def test_ended_from_outside(signum, code, jobs, tmp_path):
     refused = command("sweep", "toy", "--out", path, "--resume")
     assert (refused[0], "another sweep is at work" in refused[2]) == (2, True)
     process.send_signal(signum)
-    _, remarks = process.communicate(timeout=120)
+    process.wait(timeout=120)
+    _, remarks = process.communicate(timeout=120)  # to the end: no job of it goes on alone
     assert process.returncode == code, remarks
     assert "Traceback" not in remarks
     before = finished_cells(path)
@@ -356,20 +569,92 @@ def test_ended_from_outside(signum, code, jobs, tmp_path):
     assert len(finished_cells(path)) == total
 
 
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+
+
 @pytest.mark.slow
 def test_ranks_share_the_cells(tmp_path):
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    process = start("calm", *MANY, "--out", tmp_path / "sweep", "--json", launcher=torchrun)
+    process = start("calm", *MANY, "--out", tmp_path / "sweep", "--json", launcher=TORCHRUN)
     output, remarks = process.communicate(timeout=240)
     assert process.returncode == 0, remarks
     assert "Traceback" not in remarks
     assert len(finished_cells(tmp_path / "sweep")) == len(json.loads(output)) == 12
     assert len((tmp_path / "sweep" / "results.csv").read_text().splitlines()) == 13
     assert sum("  seed " in line for line in remarks.splitlines()) < 12, "the other rank trained nothing"
-    process = start("calm", *MANY, "--out", tmp_path / "sweep", launcher=torchrun)
+    process = start("calm", *MANY, "--out", tmp_path / "sweep", launcher=TORCHRUN)
     _, remarks = process.communicate(timeout=240)
     assert process.returncode != 0
     assert "exists already" in remarks
+
+
+def processes_of(parent):
+    """The processes that another one has started."""
+    return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+
+
+def rank_of(pid):
+    """Which rank a process is, None for none."""
+    found = dict(each.partition("=")[::2] for each in Path(f"/proc/{pid}/environ").read_text().split("\0"))
+    return int(found["RANK"]) if "RANK" in found else None
+
+
+def lost(path, remarks):
+    """What is said of a rank that is lost."""
+    assert "another rank of this sweep is lost" in remarks
+    assert "no finished cell is lost" in remarks
+    assert f"hyperstack sweep toy --out {path} --resume" in remarks
+    assert "hyperstack_cli/main.py" not in remarks, "a rank ends with a traceback; that of torchrun is its own"
+
+
+def resumed(path, before, launcher, total=12):
+    """Go on with a sweep: what is missing is trained, and nothing else."""
+    process = start("toy", "--out", path, "--resume", "--jobs", 1, "--json", launcher=launcher)
+    output, remarks = process.communicate(timeout=240)
+    assert process.returncode == 0, remarks
+    assert f"{total} cells, {len(before)} of them done" in remarks
+    assert len(json.loads(output)) == total
+    assert before.items() <= finished_cells(path).items()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="which process is which rank is seen in /proc")
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_rank_that_is_killed_ends_the_others_and_costs_no_finished_cell(victim, tmp_path):
+    path = tmp_path / "sweep"
+    process = start("toy", *MANY, "--out", path, "--jobs", 1, launcher=TORCHRUN, TOY_DELAY="0.03")
+    until(lambda: len(finished_cells(path)) > 2, process)
+    (pid,) = (pid for pid in processes_of(process.pid) if rank_of(pid) == victim)
+    os.kill(pid, signal.SIGKILL)
+    _, remarks = process.communicate(timeout=60)
+    assert process.returncode != 0
+    lost(path, remarks)
+    before = finished_cells(path)
+    assert 2 < len(before) < 12
+    resumed(path, before, TORCHRUN if victim else ())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_ranks_on_other_machines_do_their_part_before_they_miss_one(victim, tmp_path):
+    """Where no torchrun of the same machine ends them."""
+    path = tmp_path / "sweep"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "TOY_DELAY": "0.03"}
+    ranks = [start("toy", *MANY, "--out", path, "--jobs", 1, RANK=str(rank), **common) for rank in (0, 1)]
+    until(lambda: len(finished_cells(path)) > 2, ranks[0])
+    ranks[victim].kill()
+    _, remarks = ranks[1 - victim].communicate(timeout=120)
+    assert ranks[1 - victim].returncode == 1
+    lost(path, remarks)
+    ranks[victim].communicate(timeout=60)
+    before = finished_cells(path)
+    assert {f"{i:05d}.json" for i in range(1 - victim, 12, 2)} <= set(before)
+    assert len(before) < 12
+    if victim:
+        assert len(json.loads((path / "results.json").read_text())) == len(before)
+    resumed(path, before, ())
 
 
 # ---- the command line
@@ -411,6 +696,8 @@ COMMANDS = {
     "a value": (("--grid", "α=-1"), "outside"),
     "no seeds": (("--grid", "α=1", "--seeds", 0), "whole number from 1"),
     "many cells": (("--grid", "α=lin(0,1,1000)", "--grid", "β=lin(0,1,1000)", "--stack", "SGD(α) / SGD(β)"), "--yes"),
+    "no values": (("--grid", "α="), "the grid of α is empty"),
+    "no data": (("--grid", "α=1", "--data-dir", "nowhere"), "there is no data folder nowhere"),
     "a folder": (("--grid", "α=1", "--out", "done"), "done exists already"),
     "resume of nothing": (("--resume",), "--resume needs the folder"),
     "resume of a foreign folder": (("--resume", "--out", "."), "holds no sweep"),

@@ -214,9 +214,12 @@ def test_stacks_of_several_shapes_are_refused(texts):
         Together([one, other], [torch.zeros(2, 3)])
 
 
-def test_what_limits_losses_is_refused():
-    with pytest.raises(InputError, match="ALRC is not trained together"):
-        Together([hs.parse("ALRC(Adam) / SGD")] * 2, [torch.zeros(2, 3)])
+@pytest.mark.parametrize(
+    ("text", "why"), [("ALRC(Adam) / SGD", "ALRC limits the losses"), ("auto(Adam)", "at the averages of its own run")]
+)
+def test_what_looks_at_its_own_run_is_refused(text, why):
+    with pytest.raises(InputError, match=why):
+        Together([hs.parse(text)] * 2, [torch.zeros(2, 3)])
 
 
 def test_gradients_that_come_and_go_are_refused():
@@ -272,6 +275,23 @@ class TiedNetwork(nn.Module):
         return self.mixed((hidden * self.again(x.unsqueeze(1))).flatten(1)).log_softmax(1)
 
 
+class Normalized(Toy):
+    """Batch normalization of every kind: of rows and of lengths, without weights, averaging all, and shared.
+
+    Without biases before it, whose gradients are rounding alone.
+    """
+
+    def model(self):
+        again = nn.BatchNorm1d(4)
+        return nn.Sequential(
+            nn.Linear(8, 4, bias=False), again, nn.Tanh(), nn.Linear(4, 4, bias=False), again, nn.Unflatten(1, (2, 2)),
+            nn.Conv1d(2, 3, 1, bias=False), nn.BatchNorm1d(3, momentum=None), nn.Tanh(),
+            nn.Conv1d(3, 3, 1, bias=False), nn.BatchNorm1d(3, affine=False), nn.Tanh(),
+            nn.Flatten(), nn.Linear(6, 5, bias=False), nn.BatchNorm1d(5, track_running_stats=False), nn.Linear(5, 3),
+            nn.LogSoftmax(1),
+        ).double()  # fmt: skip
+
+
 EXACT = Data(DATA.train_inputs.double(), DATA.train_targets, DATA.test_inputs.double(), DATA.test_targets)
 
 
@@ -293,7 +313,7 @@ def plans(texts, seeds, **changes):
 TEXTS = [f"Adam(0.01, clip=[norm(1.0)]) / SGD({a}, clip) / SGD(1e-06)" for a in ("0.0001", "0.001")]
 
 
-@pytest.mark.parametrize("task", [Exact, Tied])
+@pytest.mark.parametrize("task", [Exact, Tied, Normalized])
 @pytest.mark.parametrize("seeds", [(3,), (0, 1, 3)])
 def test_each_run_is_the_one_that_the_trainer_makes(task, seeds):
     """50 steps in float64: parameters, hyperparameters, losses and test errors."""
@@ -306,6 +326,8 @@ def test_each_run_is_the_one_that_the_trainer_makes(task, seeds):
         trainer, wanted = alone(plan, task(), EXACT)
         mine = {name: p[r] for name, p in block.networks.params.items()}
         assert_close(mine, dict(trainer.model.named_parameters()), 1e-9)
+        kept = {name: b[r] for name, b in block.networks.buffers.items()}
+        assert_close(kept, dict(trainer.model.named_buffers()), 1e-9)
         for key in ("task", "stack", "seed", "epochs", "steps", "diverged", "finished", "test_error", "nonfinite"):
             assert found[r][key] == wanted[key], key
         assert found[r]["hyperparameters"] == pytest.approx(wanted["hyperparameters"], rel=1e-9)
@@ -338,8 +360,17 @@ def test_stopped_between_steps():
     assert block.steps == 13
 
 
-def normalized():
-    return nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4), nn.Linear(4, 3), nn.LogSoftmax(1)).double()
+def counting():
+    class Counting(nn.Linear):
+        def __init__(self, *sizes):
+            super().__init__(*sizes)
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x):
+            self.calls += 1
+            return super().forward(x)
+
+    return Counting(8, 3).double()
 
 
 def reading():
@@ -350,7 +381,7 @@ def reading():
     return Reading(8, 3).double()
 
 
-@pytest.mark.parametrize("model", [Toy().model, normalized, reading])
+@pytest.mark.parametrize("model", [Toy().model, counting, reading])
 def test_networks_that_cannot_be_recorded_say_so(model):
     task = Exact()
     task.model = lambda: model().double()

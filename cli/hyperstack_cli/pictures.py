@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import os
 import uuid
@@ -49,6 +50,17 @@ def one_output(plot: bool, as_json: bool) -> None:
         raise click.UsageError(
             "--plot and --json both write to standard output: choose one, or --png FILE with --json."
         )
+
+
+def check_drawing(plot: bool, png: Path | None, as_json: bool) -> None:
+    """Refuse before the work what could not be drawn after it: files that exist, packages that are not there."""
+    from hyperstack.reports.terminal import missing
+
+    one_output(plot, as_json)
+    check_free([png] if png is not None else [])
+    for package, needed in (("uniplot", plot), ("matplotlib", png is not None)):
+        if needed and importlib.util.find_spec(package) is None:
+            raise missing(package)
 
 
 def show_pictures(

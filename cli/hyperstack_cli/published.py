@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from hyperstack.reports.against import against, curve
 from hyperstack.reports.panels import Line, Panel
 from hyperstack.reports.text import number
 from hyperstack.schedule import CONSTANT
@@ -142,27 +141,18 @@ def pictures(found: dict[str, Any]) -> list[Panel]:
     for part in found["parts"]:
         lines = [line for series in part["series"] if series["name"] for line in _lines(part, series, most)]
         if lines:
-            values = np.concatenate([line.steps for line in lines])
             name = next(series["name"] for series in part["series"] if series["name"])
-            log = bool(values.min() > 0 and values.max() >= 100 * values.min())
             title = part["name"] if len(found["parts"]) > 1 else found["experiment"]
-            lines = [replace(line, place=i) for i, line in enumerate(lines)]
-            unit = f"{found['measure']}, {found['unit']}"
-            panels.append(Panel(title, unit, lines, False, several=True, across=name, log_across=log))
+            panels.append(against(name, title, f"{found['measure']}, {found['unit']}", lines))
     return panels
 
 
 def _lines(part: dict[str, Any], series: dict[str, Any], most: float) -> Iterator[Line]:
     rows = sorted((r for r in part["rows"] if r["series"] == series["label"]), key=lambda row: row["value"])
-    steps, means = _column(row["value"] for row in rows), _column(row["mean"] for row in rows)
-    halves = np.nan_to_num(_column(row["half"] for row in rows))
-    if np.isfinite(means).any():
-        ends = (np.clip(means + sign * halves, 0, most) for sign in (-1, 1))
-        yield Line(f"{series['label']}, measured", steps, means, *ends)
-    published = _column(row["published"] for row in rows)
-    if np.isfinite(published).any():
-        yield Line(f"{series['label']}, published", steps, published)
-
-
-def _column(values: Any) -> np.ndarray[Any, Any]:
-    return np.array([math.nan if value is None else value for value in values], np.float64)
+    values, means, halves, published, diverged = (
+        [row[key] for row in rows] for key in ("value", "mean", "half", "published", "diverged")
+    )
+    if means != [None] * len(rows):
+        yield curve(f"{series['label']}, measured", values, means, halves, diverged, most)
+    if published != [None] * len(rows):
+        yield curve(f"{series['label']}, published", values, published)

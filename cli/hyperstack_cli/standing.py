@@ -88,17 +88,22 @@ def _table(rows: list[list[str]]) -> Table:
 
 
 def comparison_pictures(found: dict[str, Any]) -> list[Panel]:
-    """A panel for each part: mean errors against the start, in bands from the least to the largest of the seeds."""
+    """A panel for each part that has results: mean errors against the start, from the least to the largest of the seeds
+    in bands.
+    """
     panels = []
     for part in found["parts"]:
         lines = []
         for place, each in enumerate(part["entrants"]):
             rows = [row for row in each["rows"] if row["mean"] is not None]
+            if not rows:
+                continue
             figures = [list(row["figures"].values()) for row in rows]
             least, largest = (np.array([pick(x) for x in figures], np.float64) for pick in (min, max))
             starts, means = (np.array([row[key] for row in rows], np.float64) for key in ("start", "mean"))
             lines.append(Line(each["label"], starts, means, least, largest, place))
         log = all(value > 0 for line in lines for value in line.values if not math.isnan(value))
         unit = f"{found['measure']}, {found['unit']}"
-        panels.append(Panel(part["name"], unit, lines, log, several=True, across=START, log_across=True))
+        if lines:
+            panels.append(Panel(part["name"], unit, lines, log, several=True, across=START, log_across=True))
     return panels

@@ -155,10 +155,10 @@ def load(name: str) -> AnyExperiment:
         nearest = get_close_matches(name, names(), n=1, cutoff=0.4)
         hint = f"did you mean {nearest[0]}?" if nearest else "see: hyperstack reproduce --list"
         raise InputError(f"there is no experiment {name!r}", instead=hint)
-    return read((files(__package__) / f"{name}.json").read_text(encoding="utf-8"), name)
+    return read((files(__package__) / f"{name}.json").read_bytes(), name)
 
 
-def read(text: str, name: str) -> AnyExperiment:
+def read(text: str | bytes, name: str) -> AnyExperiment:
     """The experiment that a file's text describes; an InputError that says where it is wrong."""
     try:
         fields = Fields(json.loads(text), "")

@@ -18,7 +18,7 @@ from hyperstack.experiments.experiment import AnyExperiment, AnyPart
 from hyperstack.schedule import Schedule
 from hyperstack.sweep.folder import SweepFolder
 from hyperstack.sweep.grid import Cell, size
-from hyperstack.sweep.planning import SweepPlan, jobs_that_fit
+from hyperstack.sweep.planning import SweepPlan
 from hyperstack.sweep.run import sweep
 from hyperstack.tasks import fetch, get_task
 
@@ -167,8 +167,7 @@ def run(
                 def told(cell: Cell, result: dict[str, Any], piece: Piece = piece) -> None:
                     after_cell(piece, cell, result)
 
-                at_a_time = jobs or jobs_that_fit(plan)
-                results = sweep(plan, task, data, folder, jobs=at_a_time, stop=stop, after_cell=told, notify=notify)
+                results = sweep(plan, task, data, folder, jobs=jobs, stop=stop, after_cell=told, notify=notify)
         found[piece.folder] = results
     return found
 

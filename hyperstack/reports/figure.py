@@ -170,6 +170,9 @@ def _draw(axes: Axes, panel: Panel) -> None:
             axes.fill_between(
                 line.steps, low, high, color=COLORS[i % len(COLORS)], alpha=0.2, linewidth=0, gid=f"band-{i}"
             )
+        if line.marked is not None:
+            color = COLORS[i % len(COLORS)]
+            axes.plot(line.steps[line.marked], values[line.marked], "X", color=color, markersize=7, clip_on=False)
     axes.set_title(printable(panel.title), pad=8)
     unit = f"{printable(panel.unit)}, log axis" if panel.log else printable(panel.unit)
     axes.set_title(unit, loc="right", fontsize=8, fontweight="normal", color=FAINT, pad=8)

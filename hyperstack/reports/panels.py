@@ -24,7 +24,8 @@ class Line:
     """One run in a panel: `values` over `steps`; what is NaN is a gap.
 
     `least`, `largest`: of the steps whose mean a value is; None where each is one step. `place`: which of the runs it
-    is, from 0, so that a run looks the same in every panel, also where others are missing.
+    is, from 0, so that a run looks the same in every panel, also where others are missing. `marked`: values that get a
+    cross, one flag each; None where none does.
     """
 
     label: str
@@ -33,6 +34,7 @@ class Line:
     least: Column | None = None
     largest: Column | None = None
     place: int = 0
+    marked: Column | None = None
 
 
 @dataclass(frozen=True)

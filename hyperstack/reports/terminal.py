@@ -16,6 +16,7 @@ from hyperstack.reports.text import number, shortened
 from hyperstack.telemetry.record import Column
 
 MARKS = "*o+x#@%&=~"  # of the lines, if there are several
+CROSS = "X"
 COLORS = ("blue", "red", "green", "magenta", "cyan", "yellow")
 LABELLED = 30  # columns, from which on the vertical axis has numbers
 AROUND = 4  # lines above and below the drawing: title, borders, steps
@@ -35,6 +36,7 @@ def plot(panel: Panel, width: int, height: int, color: bool, ascii_only: bool = 
         raise missing("uniplot") from None
 
     several = panel.several
+    marked = [i for i, line in enumerate(panel.lines) if line.marked is not None]
     curves = [_curve(line, panel, width if several else 2 * width) for line in panel.lines]
     known = np.concatenate([heights[np.isfinite(heights)] for _, heights in curves])
     marks, colors = ([looks[line.place % len(looks)] for line in panel.lines] for looks in (list(MARKS), list(COLORS)))
@@ -46,25 +48,26 @@ def plot(panel: Panel, width: int, height: int, color: bool, ascii_only: bool = 
         rows = max(1, height - AROUND)
         steps = np.concatenate([line.steps for line in panel.lines])
         (first, last), (low, high) = _ends(np.log10(steps) if panel.log_across else steps), _ends(known)
+        points = [*curves, *[_marked(panel.lines[i], panel) for i in marked]]
         labels = _labels(low, high, rows, panel.log) if width >= LABELLED else [""] * rows
         wide = max(1, width - 2 - max(len(label) + bool(label) for label in labels))
         body = uniplot.plot_to_string(
-            xs=[steps for steps, _ in curves],
-            ys=[heights for _, heights in curves],
+            xs=[steps for steps, _ in points],
+            ys=[heights for _, heights in points],
             x_min=first,
             x_max=last,
             y_min=low,
             y_max=high,
-            lines=True,
+            lines=[True] * len(curves) + [False] * len(marked),
             y_gridlines=[],
             x_gridlines=[],
             x_labels=False,
             y_labels=False,
             width=wide,
             height=rows,
-            character_set="ascii" if several or ascii_only else "braille",
-            force_ascii_characters=marks,
-            color=colors if color else False,
+            character_set="ascii" if several or marked or ascii_only else "braille",
+            force_ascii_characters=[*marks, *[CROSS] * len(marked)],
+            color=[*colors, *[colors[i] for i in marked]] if color else False,
         )
         sides = ["", *labels, ""]
         drawn += [f"{line} {side}".rstrip() for line, side in zip(body.splitlines(), sides, strict=True)]
@@ -81,6 +84,12 @@ def _curve(line: Line, panel: Panel, points: int) -> tuple[Column, Column]:
     """Steps and heights of a line in at most so many points, each the mean of a part; with `log` of logarithms."""
     heights = binned(drawable(line.values, panel.log), points, panel.log)
     return binned(line.steps, points, panel.log_across), heights
+
+
+def _marked(line: Line, panel: Panel) -> tuple[Column, Column]:
+    """Steps and heights of what is marked in a line."""
+    steps, heights = line.steps[line.marked], drawable(line.values, panel.log)[line.marked]
+    return np.log10(steps) if panel.log_across else steps, np.log10(heights) if panel.log else heights
 
 
 def _ends(values: Column) -> tuple[float, float]:

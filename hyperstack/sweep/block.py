@@ -18,6 +18,7 @@ from hyperstack.level import scalar_dtype
 from hyperstack.schedule import Schedule
 from hyperstack.sweep.final import Final
 from hyperstack.sweep.networks import Networks
+from hyperstack.sweep.planning import TESTED
 from hyperstack.tasks import Data, Task
 from hyperstack.telemetry.summary import number, plain, versions
 from hyperstack.together import Together
@@ -82,6 +83,12 @@ class Block:
             else:
                 yield torch.stack([found[s][0] for s in seeds]), torch.stack([found[s][1] for s in seeds])
 
+    def _testing(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The test examples, no more at once than there is room for: with all runs, a batch is large enough."""
+        size = self.source.task.test_batch_size if self.networks.mixes else max(TESTED, self.plans[0].batch_size)
+        for inputs, targets in self.source.testing():
+            yield from zip(inputs.split(size), targets.split(size), strict=True)
+
     def _step(self, inputs: Tensor, targets: Tensor) -> None:
         try:
             losses, grads = self.networks.losses(inputs, targets)
@@ -98,7 +105,7 @@ class Block:
     def _end_epoch(self, running: set[int]) -> set[int]:
         """Note what the epoch came to; which of the running runs have ended."""
         self.epoch += 1
-        errors = self.networks.errors(self.source.testing()).tolist()
+        errors = self.networks.errors(self._testing()).tolist()
         losses = (self.total / self.batches).tolist()
         self.total.zero_()
         finite = torch.stack([torch.isfinite(p.flatten(1)).all(1) for p in self.params]).all(0).tolist()

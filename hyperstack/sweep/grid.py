@@ -6,8 +6,10 @@ import ast
 import math
 import unicodedata
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 
 from hyperstack.errors import InputError
@@ -17,6 +19,7 @@ from hyperstack.rule import Stack, nearest
 HINT = "write, for example: α=1e-5,1e-4,1e-3 or α=log(1e-6,1e-1,11) or α=lin(0,1,5)"
 LONGEST = 1_000_000
 """The most values that one name may take."""
+_read = lru_cache(maxsize=64)(read_optimizer)
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Cell:
     @property
     def stack(self) -> Stack | Rival:
         """The stack with its names bound."""
-        return read_optimizer(self.template).bind(**dict(self.values))
+        return _read(self.template).bind(**dict(self.values))
 
 
 def axis(text: str) -> tuple[str, list[float]]:
@@ -48,7 +51,7 @@ def axis(text: str) -> tuple[str, list[float]]:
     if not values:
         raise InputError(f"the grid of {name} is empty", instead=HINT)
     if len(set(values)) < len(values):
-        twice = next(v for i, v in enumerate(values) if v in values[:i])
+        twice = Counter(values).most_common(1)[0][0]
         raise InputError(f"the grid of {name} has {twice!r} twice", instead="give each value once")
     return name, values
 
@@ -82,15 +85,16 @@ def size(templates: Sequence[str], grid: Mapping[str, Sequence[float]], seeds: i
 def cells(templates: Sequence[str], grid: Mapping[str, Sequence[float]], seeds: Sequence[int]) -> list[Cell]:
     """Every run, seeds innermost; an InputError where a value does not fit its place, before anything is trained."""
     size(templates, grid, len(seeds))
-    found: dict[tuple[Stack | Rival, int], Cell] = {}
+    found: dict[tuple[str, int], Cell] = {}
     for template in templates:
         names = read_optimizer(template).free_names
         for values in product(*(grid[name] for name in names)):
             bound = Cell(template, tuple(zip(names, values, strict=True)), seeds[0])
             stack = bound.stack
             stack.resolve()
+            text = str(stack)  # a hundredth of what a stack takes
             for seed in seeds:
-                found.setdefault((stack, seed), Cell(template, bound.values, seed))
+                found.setdefault((text, seed), Cell(template, bound.values, seed))
     return list(found.values())
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Hashable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.modules.conv import _ConvNd
 
 from hyperstack.batches import Batches
 from hyperstack.errors import InputError
@@ -22,6 +25,12 @@ from hyperstack.together import goes_alone, shape
 
 MOST = 20
 """Runs of a block at most: more of them gain next to nothing, and are lost together where a sweep is interrupted."""
+TESTED = 64
+"""Test examples at once where the batch is smaller: of runs together no more, and in less memory than a batch takes."""
+SAMPLE = 16
+PROCESS = 400e6
+"""Bytes of a process that has loaded torch."""
+LIMITS = [Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory/memory.limit_in_bytes")]
 FEW = 4
 """Runs that one seed needs for blocks of its own, in which all take the same batch."""
 
@@ -111,31 +120,58 @@ def blocks(plan: SweepPlan, of: Sequence[Cell], limit: int, jobs: int = 1) -> li
 
 def runs_that_fit(task: Task, data: Data, batch_size: int, jobs: int = 1) -> int:
     """How many runs a block may have, so that all jobs together take at most a quarter of the memory."""
+    room = _memory(data.train_inputs.device) / 4 / jobs
+    return max(1, min(MOST, math.floor(room / bytes_of_a_run(task, data, batch_size))))
+
+
+def slow_together(task: Task, data: Data) -> bool:
+    """Whether runs of this network take longer side by side: on a CPU those with convolutions, which with weights of
+    each run are grouped ones. `docs/measure_together.py` measures by how much.
+    """
+    convolves = any(isinstance(module, _ConvNd) for module in task.model().modules())
+    return data.train_inputs.device.type == "cpu" and convolves
+
+
+def bytes_of_a_run(task: Task, data: Data, batch_size: int) -> float:
+    """Memory that a run among others takes, as an estimate from above where networks are large.
+
+    Measured on a few examples, because a batch of a network that is too large would be too large here, too.
+    """
     torch.manual_seed(0)
     model, saved = task.model().to(data.train_inputs.device), [0]
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
 
     def count(x: Tensor) -> Tensor:
-        saved[0] += x.numel() * x.element_size()
+        saved[0] += x.numel() * x.element_size() * (x.untyped_storage().data_ptr() not in own)
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):
-        first = torch.arange(min(batch_size, len(data.train_inputs)), device=data.train_inputs.device)
+        first = torch.arange(min(batch_size, SAMPLE, len(data.train_inputs)), device=data.train_inputs.device)
         inputs, targets = Batches(task, data).training(first, 0, 0, 0)
         task.losses(model(inputs), targets)
     size = sum(p.numel() * p.element_size() for p in model.parameters())
+    examples = max(6 * min(batch_size, len(data.train_inputs)), 2 * TESTED)
     # Parameters, gradient, record, state and what a pull needs; and while a step is recorded, all that it computes.
-    return max(1, min(MOST, math.floor(_memory(data.train_inputs.device) / 4 / jobs / (16 * size + 6 * saved[0] + 1))))
+    return 16 * size + saved[0] / len(first) * examples + 1
 
 
-def jobs_that_fit(plan: SweepPlan, here: int = 1) -> int:
-    """How many jobs the CPU has cores for, where `here` processes share the machine; 1 on another device."""
-    return max(1, (os.cpu_count() or 1) // plan.threads // here) if plan.device == "cpu" else 1
+def jobs_that_fit(plan: SweepPlan, task: Task, data: Data, here: int = 1) -> int:
+    """How many jobs the CPU has cores and memory for, where `here` processes share the machine; 1 elsewhere."""
+    if plan.device != "cpu":
+        return 1
+    cores = (os.cpu_count() or 1) // plan.threads
+    memory = math.floor(_memory(torch.device("cpu")) / (PROCESS + bytes_of_a_run(task, data, plan.batch_size)))
+    return max(1, min(cores, memory) // here)
 
 
 def _memory(device: torch.device) -> int:
-    """Bytes of the device's memory; of the machine's where that is the device."""
+    """Bytes of the device's memory; of the machine's where that is the device, or of what a container may have."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
+    found = [4 << 30]
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return 4 << 30
+        found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for limit in LIMITS:
+        with suppress(OSError, ValueError):  # ValueError: it says "max"
+            found.append(int(limit.read_text()))
+    return min(found)

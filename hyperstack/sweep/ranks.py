@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch.distributed
@@ -13,14 +14,22 @@ import torch.distributed
 from hyperstack.errors import HyperstackError, RunError
 
 T = TypeVar("T")
+GO_ON = "go on with --resume: no finished cell is lost"
+PATIENCE = timedelta(weeks=1)
+"""How long one rank may train after another has done its part, and a machine that went dark goes unnoticed."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process is number `rank` of `world`; without torchrun the only one."""
+    """This process is number `rank` of `world`; without torchrun the only one.
+
+    That another rank has ended, however it did, is noticed at once by those that wait for it, and by nobody else:
+    each trains its own part first.
+    """
 
     rank: int = 0
     world: int = 1
+    patient: Any = None  # the process group of those who wait for one another's work
 
     @staticmethod
     @contextmanager
@@ -29,9 +38,13 @@ class Ranks:
         if int(os.environ.get("WORLD_SIZE", "1")) < 2 or "RANK" not in os.environ:
             yield Ranks()
             return
-        torch.distributed.init_process_group("gloo")
         try:
-            yield Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size())
+            torch.distributed.init_process_group("gloo")
+            patient = torch.distributed.new_group(timeout=PATIENCE)
+        except RuntimeError as error:
+            raise _lost(error) from None
+        try:
+            yield Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size(), patient)
         finally:
             torch.distributed.destroy_process_group()
 
@@ -58,14 +71,15 @@ class Ranks:
     def wait(self) -> None:
         """Until all have come so far; a RunError where one is lost."""
         if self.world > 1:
-            self._all(torch.distributed.barrier)
+            self._all(lambda: torch.distributed.barrier(self.patient))
 
     def _all(self, function: Callable[[], object]) -> None:
         try:
             function()
         except RuntimeError as error:
-            raise RunError(
-                "another rank of this sweep is lost",
-                why=str(error).splitlines()[0],
-                instead="go on with --resume: no finished cell is lost",
-            ) from None
+            raise _lost(error) from None
+
+
+def _lost(error: RuntimeError) -> RunError:
+    why = (str(error).splitlines() or [type(error).__name__])[0]
+    return RunError("another rank of this sweep is lost", why=why, instead=GO_ON)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.queues import SimpleQueue
 from multiprocessing.synchronize import Event
 from typing import Any
 
@@ -18,7 +21,7 @@ from hyperstack.sweep.block import Block, CannotTogether
 from hyperstack.sweep.final import FinalLoss
 from hyperstack.sweep.folder import SweepFolder
 from hyperstack.sweep.grid import Cell
-from hyperstack.sweep.planning import SweepPlan, blocks, runs_that_fit
+from hyperstack.sweep.planning import SweepPlan, blocks, jobs_that_fit, runs_that_fit, slow_together
 from hyperstack.sweep.ranks import Ranks
 from hyperstack.tasks import Data, Task, get_task
 from hyperstack.tasks.own import is_in_a_file
@@ -27,6 +30,7 @@ from hyperstack.training import Trainer
 
 Result = dict[str, Any]
 Found = Iterator[tuple[int, Result]]
+Report = str | tuple[int, Result]  # of a process: a remark, or a result with its place
 
 
 def sweep(
@@ -35,7 +39,7 @@ def sweep(
     data: Data,
     folder: SweepFolder,
     *,
-    jobs: int = 1,
+    jobs: int | None = 1,
     ranks: Ranks | None = None,
     stop: Callable[[], bool] = lambda: False,
     after_cell: Callable[[Cell, Result], None] = lambda cell, result: None,
@@ -43,24 +47,36 @@ def sweep(
 ) -> dict[int, Result]:
     """Train every cell of a plan that has no result in the folder yet; the results, by place in `plan.cells()`.
 
-    jobs: blocks of cells at a time, each in a process of its own. ranks: share the blocks; each writes into the
-    folder, and all have all results in the end. stop: ends the sweep soon after it is true; blocks in hand are given
-    up, finished cells kept. notify: gets a line where cells are trained one after another, and why.
+    jobs: blocks of cells at a time, each in a process of its own; None: as many as the machine has cores and memory
+    for. ranks: share the blocks; each writes into the folder, and all have all results in the end. stop: ends the sweep
+    soon after it is true; blocks in hand are given up, finished cells kept. notify: gets a line where cells are trained
+    one after another, and why.
     The folder must be `locked` by the caller, on the first rank.
     """
     ranks = ranks or Ranks()
     cells = plan.cells()
     results = ranks.once(lambda: folder.results(plan, cells))
     pending = [i for i in range(len(cells)) if i not in results]
+    jobs = jobs or jobs_that_fit(plan, task, data, ranks.here)
     limit = runs_that_fit(task, data, plan.batch_size, jobs * ranks.here)
+    if slow_together(task, data) and len(pending) > 1:
+        limit = 1
+        notify("one run after another: several at once take longer where a CPU convolves")
     of_all = blocks(plan, [cells[i] for i in pending], limit, jobs * ranks.world)
     work = [[pending[i] for i in block] for block in of_all[ranks.rank :: ranks.world]]
     plans = {i: plan.of_cell(cells[i]) for i in pending}
+    told: set[str] = set()
+
+    def once(line: str) -> None:
+        if line not in told:
+            told.add(line)
+            notify(line)
+
     try:
         for i, result in (
-            _in_processes(work, plans, task, data, jobs, stop, notify)
+            _in_processes(work, plans, task, data, jobs, stop, once)
             if (jobs > 1 and len(work) > 1)
-            else _here(work, plans, task, data, stop, notify)
+            else _here(work, plans, task, data, stop, once)
         ):
             folder.write(i, result)
             results[i] = result
@@ -69,7 +85,7 @@ def sweep(
         results = folder.results(plan, cells) if ranks.world > 1 else results
     finally:
         if ranks.rank == 0:
-            folder.conclude(cells, results)
+            folder.conclude(cells, results if ranks.world == 1 else folder.results(plan, cells))
     return results
 
 
@@ -102,18 +118,11 @@ def _here(
     stop: Callable[[], bool],
     notify: Callable[[str], None],
 ) -> Found:
-    told: set[str] = set()
-
-    def once(line: str) -> None:
-        if line not in told:
-            told.add(line)
-            notify(line)
-
     for block in work:
         if stop():
             return
         with device_failures():
-            for r, result in train_cells([plans[i] for i in block], task, data, stop, once):
+            for r, result in train_cells([plans[i] for i in block], task, data, stop, notify):
                 yield block[r], result
 
 
@@ -127,13 +136,10 @@ def _in_processes(
     notify: Callable[[str], None],
 ) -> Found:
     context = multiprocessing.get_context("spawn")
-    ending = context.Event()
-    told: set[str] = set()
-    with ProcessPoolExecutor(min(jobs, len(work)), context, _prepare, (_sent(task, plans), data, ending)) as pool:
-        futures: dict[Future[Any], list[int]] = {
-            pool.submit(_train_block, [plans[i] for i in block]): block for block in work
-        }
-        waiting = set(futures)
+    ending, reports = context.Event(), context.SimpleQueue()
+    given = (_sent(task, plans), data, ending, reports)
+    with ProcessPoolExecutor(min(jobs, len(work)), context, _prepare, given) as pool:
+        waiting = {pool.submit(_train_block, block, [plans[i] for i in block]) for block in work}
         try:
             while waiting:
                 if stop() and not ending.is_set():
@@ -141,13 +147,14 @@ def _in_processes(
                     for future in waiting:
                         future.cancel()
                 done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
+                while not reports.empty():
+                    report = reports.get()
+                    if isinstance(report, str):
+                        notify(report)
+                    else:
+                        yield report
                 for future in (future for future in done if not future.cancelled()):
-                    found, notes = future.result()
-                    for note in notes - told:
-                        notify(note)
-                    told |= notes
-                    for r, result in found:
-                        yield futures[future][r], result
+                    future.result()  # or what went wrong; what it reported before has been read
         except BrokenProcessPool:
             raise RunError(
                 "a process of this sweep was ended from outside",
@@ -167,18 +174,27 @@ def _sent(task: Task, plans: dict[int, Plan]) -> Task | tuple[str, dict[str, Any
     return (text, vars(task)) if is_in_a_file(text) else task
 
 
-def _prepare(task: Task | tuple[str, dict[str, Any]], data: Data, ending: Event) -> None:
+def _prepare(task: Task | tuple[str, dict[str, Any]], data: Data, ending: Event, reports: SimpleQueue[Report]) -> None:
     """In a new process: what all its blocks need. Ctrl-C reaches it, too, and is left to the one that started it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     if isinstance(task, tuple):
         text, known = task
         task = get_task(text)
         vars(task).update(known)
-    _prepared.update(task=task, data=data, ending=ending)
+    _prepared.update(task=task, data=data, ending=ending, reports=reports)
 
 
-def _train_block(plans: Sequence[Plan]) -> tuple[list[tuple[int, Result]], set[str]]:
-    notes: set[str] = set()
-    task, data, ending = (_prepared[name] for name in ("task", "data", "ending"))
+def _end_with_parent() -> None:
+    """Nobody would hear of results after it."""
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)
+
+
+def _train_block(block: Sequence[int], plans: Sequence[Plan]) -> None:
+    """Report each result as it is there: a later one may never be. The pipe has it when `put` returns."""
+    task, data, ending, reports = (_prepared[name] for name in ("task", "data", "ending", "reports"))
     with device_failures():
-        return list(train_cells(plans, task, data, ending.is_set, notes.add)), notes
+        for r, result in train_cells(plans, task, data, ending.is_set, reports.put):
+            reports.put((block[r], result))

@@ -13,16 +13,15 @@ import click
 
 from hyperstack.reports.text import percent
 from hyperstack_cli.interrupt import Interrupt
-from hyperstack_cli.pictures import check_free, plot_options, show_panels
-from hyperstack_cli.screen import Whole, err, out, silence
+from hyperstack_cli.options import POSITIVE, many_runs
+from hyperstack_cli.pictures import check_drawing, show_panels
+from hyperstack_cli.screen import err, out, silence
 
 if TYPE_CHECKING:
     from hyperstack.experiments.experiment import AnyExperiment
     from hyperstack.experiments.work import Asked, Piece, Results
     from hyperstack.sweep.grid import Cell
 
-POSITIVE = Whole(1)
-PATH = click.Path(path_type=Path)
 LONG = 1.0  # hours, from which on it asks
 EPILOG = """\b
 Examples:
@@ -42,23 +41,14 @@ wrong input, 130 interrupted.
 @click.option("--scale", type=float, metavar="SHARE", help="Do this share of the work, above 0 to 1.  [default: 1]")
 @click.option("--seeds", type=POSITIVE, metavar="N", help="Train each with the seeds 0 to N - 1, whatever --scale is.")
 @click.option("--part", "chosen", multiple=True, metavar="PART", help="Only this part of it. Once for each.")
-@click.option(
-    "--device", default="auto", metavar="NAME", help="Where to compute, as for hyperstack train.  [default: auto]"
-)
-@click.option(
-    "--jobs",
-    type=POSITIVE,
-    metavar="N",
-    help="Processes at a time.  [default: as many as the CPU has cores for]",
-)
-@click.option("--data-dir", type=PATH, metavar="DIR", help="Take the data from the files in DIR, and fetch nothing.")
-@click.option("--out", "path", type=PATH, metavar="DIR", help="The folder.  [default: the next reproduced/NAME-001]")
-@click.option("--resume", is_flag=True, help="Go on in --out, or show again what it holds.")
 @click.option("--note", default="", metavar="TEXT", help="To be said beside the figures: of the data, say.")
-@click.option("--yes", is_flag=True, help="Do not ask before more than an hour of work.")
-@click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
-@click.option("--quiet", is_flag=True, help="Show the outcome only.")
-@plot_options
+@many_runs(
+    out="The folder.  [default: the next reproduced/NAME-001]",
+    resume="Go on in --out, or show again what it holds.",
+    yes="Do not ask before more than an hour of work.",
+    as_json="Print the outcome as JSON.",
+    result="outcome",
+)
 def command(
     name: str | None,
     listing: bool,
@@ -91,7 +81,7 @@ def command(
     if name is None:
         raise InputError("which experiment?", instead="see: hyperstack reproduce --list")
     experiment = experiments.load(name)
-    check_free([png] if png is not None else [])
+    check_drawing(plot, png, as_json)
     if resume and path is None:
         hint = f"write: hyperstack reproduce {name} --out DIR --resume"
         raise InputError("--resume needs the folder", instead=hint)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import shlex
 import sys
 from contextlib import ExitStack
@@ -12,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hyperstack.reports.text import number, percent
+from hyperstack.reports.text import percent
 from hyperstack_cli.complete import task_names
 from hyperstack_cli.interrupt import Interrupt
-from hyperstack_cli.screen import Whole, err, out, schedule_option, silence
+from hyperstack_cli.options import POSITIVE, many_runs
+from hyperstack_cli.screen import err, schedule_option, silence
+from hyperstack_cli.swept import Showing
 
 if TYPE_CHECKING:
     from hyperstack.sweep.folder import SweepFolder
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from hyperstack.tasks import Task
 
 DEFAULT_STACK = "Adam / SGD(α)"
-POSITIVE = Whole(1)
-PATH = click.Path(path_type=Path)
 MANY = 1000
 EPILOG = """\b
 Examples:
@@ -35,7 +33,7 @@ Examples:
       --stack "Adam / SGD(α, clip)" \\
       --grid "α=log(1e-6,1e-1,11)" \\
       --epochs 1 --out sweeps/clip
-  hyperstack sweep mnist --out sweeps/clip --resume
+  hyperstack sweep mnist --out sweeps/clip --resume --png clip.png
 
 \b
 Exit status: 0 all cells trained (also where networks diverged), 1 the sweep
@@ -63,9 +61,6 @@ failed, 2 wrong input, 130 interrupted.
     "--epochs", type=POSITIVE, metavar="N", help="Passes over the training examples.  [default: the task's, mnist: 5]"
 )
 @click.option("--batch-size", type=POSITIVE, metavar="N", help="Examples in a step.  [default: the task's, mnist: 256]")
-@click.option(
-    "--device", default="auto", metavar="NAME", help="Where to compute, as for hyperstack train.  [default: auto]"
-)
 @click.option("--threads", type=POSITIVE, metavar="N", help="CPU cores of each job.  [default: the task's, mnist: 1]")
 @click.option(
     "--compile/--no-compile",
@@ -74,18 +69,18 @@ failed, 2 wrong input, 130 interrupted.
     "sweeps of more than some minutes.  [default: no]",
 )
 @click.option(
-    "--jobs",
-    type=POSITIVE,
-    metavar="N",
-    help="Processes at a time, each with cells that it trains together.  [default: as many as the CPU has cores for]",
+    "--published",
+    metavar="EXPERIMENT",
+    help="Show the published figures of the same stacks beside the results: a name of hyperstack reproduce --list.",
+)
+@many_runs(
+    out="The sweep folder.  [default: the next sweeps/TASK-NNN]",
+    resume="Go on with the sweep in --out. Options left out are that sweep's.",
+    yes=f"Do not ask before more than {MANY:,} cells.",
+    as_json="Print the results of all cells as JSON instead of a table.",
+    result="result",
 )
 @schedule_option
-@click.option("--data-dir", type=PATH, metavar="DIR", help="Take the data from the files in DIR, and fetch nothing.")
-@click.option("--out", "path", type=PATH, metavar="DIR", help="The sweep folder.  [default: the next sweeps/TASK-NNN]")
-@click.option("--resume", is_flag=True, help="Go on with the sweep in --out. Options left out are that sweep's.")
-@click.option("--yes", is_flag=True, help=f"Do not ask before more than {MANY:,} cells.")
-@click.option("--json", "as_json", is_flag=True, help="Print the results of all cells as JSON instead of a table.")
-@click.option("--quiet", is_flag=True, help="Show the result only.")
 def command(
     task: str,
     stacks: tuple[str, ...],
@@ -98,23 +93,27 @@ def command(
     yes: bool,
     as_json: bool,
     quiet: bool,
+    plot: bool,
+    png: Path | None,
+    published: str | None,
     **others: Any,
 ) -> None:
     """Train the network of TASK with every stack, every combination of values and every seed: the cells.
 
     Cells that differ in numbers and seeds alone are trained together, step by step, each as `hyperstack train` would
     alone. The sweep folder gets the plan, the result of each cell as it ends, results.json and results.csv. Ctrl-C ends
-    the sweep with the finished cells kept, and --resume trains the others.
+    the sweep with the finished cells kept, and --resume trains the others. Pictures show the error against the name
+    with the most values, a curve for each choice of the others.
     """
     from hyperstack.devices import device_failures, find_device
     from hyperstack.errors import InputError
     from hyperstack.sweep.folder import SweepFolder
-    from hyperstack.sweep.planning import jobs_that_fit
     from hyperstack.sweep.ranks import Ranks
     from hyperstack.tasks import get_task, same_task
     from hyperstack.telemetry.runfolder import RunFolder
 
     chosen = get_task(task)
+    showing = Showing(as_json, quiet, plot, png, published)
     if resume and path is None:
         hint = f"write: hyperstack sweep {shlex.quote(task)} --out DIR --resume"
         raise InputError("--resume needs the folder of the sweep", instead=hint)
@@ -123,7 +122,7 @@ def command(
     place = find_device(saved.device if saved and others["device"] == "auto" else others["device"])
     task = saved.task if saved and same_task(task, saved.task) else task  # by another path to its file, perhaps
     plan = _plan(chosen, stacks, grid, seeds, {**others, "task": task, "device": str(place)}, saved)
-    _ask(plan, yes)
+    showing.check(plan, _ask(plan, yes))
     with Ranks.joined() as ranks, ExitStack() as kept:
         quiet = quiet or ranks.rank > 0
         if folder is None and path is not None:
@@ -132,7 +131,7 @@ def command(
         with device_failures():
             data = chosen.load(data_dir, place, notify)
         folder = ranks.once(lambda: _open(plan, folder, path, chosen.name, kept))
-        _sweep(plan, chosen, data, folder, jobs or jobs_that_fit(plan, ranks.here), ranks, as_json, quiet, notify)
+        _sweep(plan, chosen, data, folder, jobs, ranks, showing, notify)
 
 
 def _open(plan: SweepPlan, folder: SweepFolder | None, path: Path | None, name: str, kept: ExitStack) -> SweepFolder:
@@ -182,8 +181,8 @@ def _plan(
     return plan
 
 
-def _ask(plan: SweepPlan, yes: bool) -> None:
-    """An InputError where there are very many cells and nobody says that this is meant."""
+def _ask(plan: SweepPlan, yes: bool) -> list[Cell]:
+    """The cells; an InputError where there are very many and nobody says that this is meant."""
     from hyperstack.errors import InputError
     from hyperstack.sweep.grid import size
 
@@ -192,7 +191,7 @@ def _ask(plan: SweepPlan, yes: bool) -> None:
         if not (sys.stdin.isatty() and sys.stderr.isatty()):
             raise InputError(f"this sweep has {count:,} cells", instead="say that you mean it with --yes")
         click.confirm(f"This sweep has {count:,} cells. Train them all?", abort=True, err=True)
-    plan.cells()  # so that a value that does not fit is found before anything is written
+    return plan.cells()  # a value that does not fit is found before anything is written
 
 
 def _sweep(
@@ -200,12 +199,12 @@ def _sweep(
     task: Task,
     data: Any,
     folder: SweepFolder,
-    jobs: int,
+    jobs: int | None,
     ranks: Ranks,
-    as_json: bool,
-    quiet: bool,
+    showing: Showing,
     notify: Any,
 ) -> None:
+    from hyperstack.errors import RunError
     from hyperstack.sweep.run import sweep
 
     cells = plan.cells()
@@ -226,10 +225,12 @@ def _sweep(
     except KeyboardInterrupt:
         _say_how_to_go_on(plan, folder)
         sys.exit(interrupt.exit_code)
+    except RunError as error:
+        raise RunError(error.what, why=error.why, instead=f"{error.instead}\n  {_again(plan, folder)}") from error
     if ranks.rank:
         sys.exit(0 if len(results) == len(cells) else interrupt.exit_code)
     try:
-        _report(cells, results, folder, as_json, quiet)
+        showing.show(plan, cells, results, folder.path)
     except OSError:  # the terminal is what ended it
         if len(results) == len(cells):
             raise
@@ -241,29 +242,8 @@ def _sweep(
 
 def _say_how_to_go_on(plan: SweepPlan, folder: SweepFolder) -> None:
     err().print("interrupted, with the finished cells kept; to go on:", soft_wrap=True)
-    err().print(
-        f"  hyperstack sweep {shlex.quote(plan.task)} --out {shlex.quote(str(folder.path))} --resume", soft_wrap=True
-    )
+    err().print(f"  {_again(plan, folder)}", soft_wrap=True)
 
 
-def _report(
-    cells: list[Cell], results: dict[int, dict[str, Any]], folder: SweepFolder, as_json: bool, quiet: bool
-) -> None:
-    from rich.table import Table
-
-    from hyperstack.sweep.table import rows
-
-    console = out()
-    if as_json:
-        click.echo(json.dumps([results[i] for i in sorted(results)], indent=1, ensure_ascii=False))
-        return
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    table.add_column("stack")
-    for title in ("test error", "± s.d.", "seeds", "diverged"):
-        table.add_column(title, justify="right", no_wrap=True)
-    for row in rows(cells, results):
-        spread = "" if math.isnan(row.deviation) else f"{number(100 * row.deviation, 2)} %"
-        table.add_row(row.stack, percent(row.mean), spread, str(row.runs), str(row.diverged) if row.diverged else "")
-    console.print(table)
-    if not quiet:
-        console.print(f"results    {folder.path / 'results.csv'}", soft_wrap=True)
+def _again(plan: SweepPlan, folder: SweepFolder) -> str:
+    return f"hyperstack sweep {shlex.quote(plan.task)} --out {shlex.quote(str(folder.path))} --resume"
