@@ -299,7 +299,7 @@ def spikes(seeds: int = 8) -> str:
 
 def bench(*arguments: str) -> list[dict[str, Any]]:
     """The figures of `hyperstack bench` for each workload, with the workload's name."""
-    command = [sys.executable, "-m", "hyperstack_cli", "bench", "--memory", "--json", *arguments]
+    command = [sys.executable, "-m", "hyperstack_cli", "bench", "--json", *arguments]
     print(" ".join(command[2:]), file=sys.stderr, flush=True)
     found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout)
     return [{"workload": name, **row} for name, rows in found["workloads"].items() for row in rows]
@@ -342,24 +342,26 @@ HEAD = ["", "", "step, ms", "ratio (quartiles)", "optimizer, ms", "ratio", "firs
 
 def speed() -> str:
     """Whole training steps of three networks."""
-    return f"{machine()}.\n\n" + markdown(HEAD, rows_of(bench("mnist", "gpt", "resnet", "--seconds", "60")))
+    return f"{machine()}.\n\n" + markdown(HEAD, rows_of(bench("mnist", "gpt", "resnet", "--seconds", "60", "--memory")))
 
 
 def sweep() -> str:
     """How the cost grows with the number of parameters."""
     names = ("torch Adam", "torch Adam, fused", "Adam", "Adam / SGD", "Adam / SGD, compiled")
     only = [word for name in names for word in ("--only", name)]
-    return markdown(HEAD, rows_of(bench("1e4", "1e5", "1e6", "1e7", "1e8", "--seconds", "15", *only)))
+    return markdown(HEAD, rows_of(bench("1e4", "1e5", "1e6", "1e7", "1e8", "--seconds", "15", "--memory", *only)))
 
 
 def probing() -> str:
     """What measuring at averages costs, against the same tower that measures live."""
     rows = []
-    for form in ("", ", compiled"):
-        names = (f"auto(Adam), live{form}", f"auto(Adam){form}", f"Adam{form}")
-        only = [word for name in names for word in ("--only", name)]
-        rows += rows_of(bench("mnist", "gpt", "resnet", "--seconds", "60", *only))
-    return f"{machine()}.\n\n" + markdown(HEAD, rows)
+    for workload, form in itertools.product(("mnist", "gpt"), ("", ", compiled")):
+        only = [word for name in (f"auto(Adam), live{form}", f"auto(Adam){form}") for word in ("--only", name)]
+        for f in bench(workload, "--seconds", "30", *only):
+            ratio = "{:.2f} ({:.2f}-{:.2f})".format(f["ratio"], *f["spread"])
+            rows.append([workload, f"`{f['contestant']}`", ratio, f"{f['state']:.0f}"])
+            print(*rows[-1], file=sys.stderr, flush=True)
+    return f"{machine()}.\n\n" + markdown(["", "", "ratio (quartiles)", "B/par."], rows)
 
 
 def together() -> str:

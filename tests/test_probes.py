@@ -1,5 +1,6 @@
 """Runs whose hypergradients are measured at averages: what is recorded of each probe, and what is read there."""
 
+import io
 import json
 import pkgutil
 import signal
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from rich.cells import cell_len
+from rich.console import Console
 from test_cli_process import rows, until
 from test_cli_process import start as start_process
 from test_inspect import WIDTHS
@@ -22,6 +24,7 @@ from hyperstack.reports.reading import reading
 from hyperstack.reports.statistics import probe_statistics, statistics, statistics_of
 from hyperstack.reports.text import number
 from hyperstack.telemetry.record import Record
+from hyperstack_cli.tower import TowerView
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 EVERY = 10
@@ -391,6 +394,19 @@ def test_pictures_pages_tables_and_comparisons(run, tmp_path):
     assert line.split()[-1] == "-"  # the other has none
     watched = ok("watch", run)
     assert "finished" in watched or "test error" in watched
+
+
+def test_a_tower_at_work_shows_the_cosine(run):
+    plan, row = json.loads((run / "plan.json").read_text()), {"step": 21.0, "loss": 1.0}
+    row |= {f"{key}.{what}": 1.0 for key in ("0.lr", "1.lr") for what in ("value", "grad", "clip")}
+    row |= {"probe": 2.0, "0.lr.cosine": -0.987, "0.lr.displacement": 1.0}
+    for width, shown in ((80, True), (50, False)):
+        console = Console(file=io.StringIO(), width=width, height=20)
+        console.print(TowerView(console, plan, None).draw(row))
+        lines = console.file.getvalue().splitlines()
+        assert ("cosine" in lines[1], "-0.987" in lines[2]) == (shown, shown)
+        assert "clipped" not in lines[1]
+        assert "-0.987" not in lines[3]
 
 
 def test_the_page_has_a_table_of_probes(run, tmp_path):

@@ -1,15 +1,17 @@
 """What a tower costs, measured: with bounds 1.3 times looser than what is wanted, because machines are noisy."""
 
 import gc
+import itertools
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 import hyperstack as hs
-from hyperstack_cli.benchmark.contestants import contestants
+from hyperstack_cli.benchmark.contestants import Contestant, Trial, contestants
 from hyperstack_cli.benchmark.measure import peak_memory, race, workload
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:Using backward.. with create_graph=True")]
@@ -50,6 +52,33 @@ def test_a_step_of_a_large_network(name):
     assert found["Adam / SGD"] < 1.15 * SLACK
     if GDTUO in found:
         assert found["Adam / SGD"] < SLACK * found[GDTUO]
+
+
+@pytest.mark.parametrize("form", ["", ", compiled"])
+def test_probes_cost_little(form):
+    """Against the same tower that measures live, which takes a hypergradient at every step."""
+    known = contestants()
+    chosen = [known[f"auto(Adam), live{form}"], known[f"auto(Adam){form}"]]
+    found = race(chosen, workload("mnist"), 10, torch.device("cpu"))
+    print([(f.contestant, round(f.ratio, 3)) for f in found])
+    assert found[1].ratio < 1.12 * SLACK
+
+
+def test_steps_that_are_not_alike_are_compared_in_means_of_their_period():
+    """One that waits at each tenth step, wherever these begin, takes a tenth of that more a step."""
+
+    def waiting(name, period, pauses):
+        def step(inputs, targets):
+            time.sleep(next(pauses))
+            return 1.0
+
+        return Contestant(name, lambda model, workload: Trial(step), period)
+
+    always = waiting("always", 1, itertools.repeat(0.002))
+    now_and_then = waiting("now and then", 10, itertools.cycle([*[0.002] * 3, 0.062, *[0.002] * 6]))
+    found = race([always, now_and_then], workload("10"), 0.1, torch.device("cpu"))
+    assert found[1].ratio == pytest.approx(4, rel=0.3)
+    assert found[1].whole == pytest.approx(8, rel=0.3)
 
 
 @pytest.mark.parametrize("name", ["gpt", "resnet"])

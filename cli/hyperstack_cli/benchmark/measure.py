@@ -24,7 +24,8 @@ WARM_UP = 5
 class Figures:
     """What one contestant needed for a step, in milliseconds; ratios are medians of step-by-step ratios.
 
-    Of one whose steps are not alike, as where only some of them have a probe, all is of means of its `period`.
+    Of one whose steps are not alike, as where only some of them have a probe, ratios are of means of its `period`, and
+    times the means of the medians of each of its steps.
 
     `whole`, `optimizer`: medians; `spread`: the quartiles of the whole step's ratio to the first contestant; `first`:
     of the first two steps, with all that is made, traced or compiled then; `state`: bytes a parameter of the
@@ -94,8 +95,8 @@ def _figures(
     low, _, high = statistics.quantiles(ratios, n=4)
     return Figures(
         contestant.name,
-        whole=1e3 * statistics.median(whole),
-        optimizer=1e3 * statistics.median(optimizer),
+        whole=1e3 * _usual(wholes[i], contestant.period),
+        optimizer=1e3 * _usual(optimizers[i], contestant.period),
         ratio=statistics.median(ratios),
         spread=(low, high),
         optimizer_ratio=statistics.median(a / b for a, b in zip(optimizer, first_optimizers, strict=True)),
@@ -108,6 +109,11 @@ def _figures(
 def _means(times: list[float], period: int) -> list[float]:
     """The mean of each `period` of them; what is left over at the end is left out."""
     return [statistics.fmean(times[i : i + period]) for i in range(0, len(times) - period + 1, period)]
+
+
+def _usual(times: list[float], period: int) -> float:
+    """The mean over a period of the median of each of its steps."""
+    return statistics.fmean(statistics.median(times[k::period]) for k in range(period))
 
 
 def peak_memory(contestant: str, task: str, device: str, steps: int = 8) -> float:
