@@ -54,6 +54,7 @@ def test_a_step_of_a_large_network(name):
         assert found["Adam / SGD"] < SLACK * found[GDTUO]
 
 
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")  # torch's own, where it compiles
 @pytest.mark.parametrize("form", ["", ", compiled"])
 def test_probes_cost_little(form):
     """Against the same tower that measures live, which takes a hypergradient at every step."""
