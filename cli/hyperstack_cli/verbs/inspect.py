@@ -71,8 +71,8 @@ def command(
     nan/inf        the number of steps in which it was no number, or infinite
 
     \b
-    Where hypergradients are measured at averages (auto, at=average), every so many
-    steps, all this is said of these probes instead of steps, and below it stand
+    Where hypergradients are measured at averages (auto, at=average), all this
+    is said of the probes, one every so many steps, and below it stand
 
     \b
     cosine         its curve over the probes, from -1, where the value is too low
