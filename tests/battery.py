@@ -7,6 +7,7 @@ check too.
 from __future__ import annotations
 
 import functools
+import io
 import itertools
 import math
 from types import SimpleNamespace
@@ -385,6 +386,14 @@ def assert_same(got, wanted):
             assert torch.equal(torch.nan_to_num(a, 7.25), torch.nan_to_num(b, 7.25)), f"{key}: {a} != {b}"
         else:
             assert a == b, f"{key}: {a} != {b}"
+
+
+def written(state):
+    """Through a file, read back as a stranger's would be."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
 
 
 def number(x):

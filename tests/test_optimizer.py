@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import copy
-import io
 import pickle
 
 import pytest
 import torch
-from battery import RULES, assert_close, assert_same, gradients, tensors
+from battery import RULES, assert_close, assert_same, gradients, tensors, written
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn, optim
@@ -430,14 +429,6 @@ SAVED = [
     "AdaGrad(0.05, clip=[cumulative(skip_zeros)], lr_decay=0.1) / SGD(1e-3, clip=[cumulative(skip_zeros), cumulative])",
     *(f"{a} / {b}" for i, a in enumerate(RULES) for b in (a, list(RULES)[i - 1])),
 ]  # fmt: skip
-
-
-def written(state):
-    """Through a file, read back as a stranger's would be."""
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
 
 
 def presence(t, gs):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-import io
 import pickle
 import warnings
 
 import pytest
 import torch
-from battery import assert_close, assert_same, gradients, tensors
+from battery import assert_close, assert_same, gradients, tensors, written
 from torch import nn
 from torch.optim import lr_scheduler as schedulers
 
@@ -265,14 +264,6 @@ def test_a_stack_that_keeps_no_average_evaluates_as_it_is(text):
 
 
 # ---- checkpoints
-
-
-def written(state):
-    """Through a file, read back as a stranger's would be."""
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
 
 
 def presence(t, gs):

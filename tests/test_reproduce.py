@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from toy import command, contents
+from toy import altered, command, contents
 
 from hyperstack.dsl import parse
 from hyperstack.errors import InputError
@@ -99,16 +99,8 @@ TINY = {
 
 
 def changed(path, value):
-    """The tiny file with the place of this path changed, or taken out where the value is `...`."""
-    content = json.loads(json.dumps(TINY))
-    at = content
-    for step in path[:-1]:
-        at = at[step]
-    if value is ...:
-        del at[path[-1]]
-    else:
-        at[path[-1]] = value
-    return json.dumps(content)
+    """The tiny file with one place changed."""
+    return altered(TINY, path, value)
 
 
 PART, SERIES, CLAIM = ("parts", 0), ("parts", 0, "series", 1), ("parts", 0, "claims", 0)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from toy import DATA, PLAN, Calm, command, contents, train_toy
+from toy import DATA, PLAN, Calm, altered, command, contents, train_toy
 
 from hyperstack import rivals
 from hyperstack.batches import Batches
@@ -202,16 +202,8 @@ TINY = {
 
 
 def changed(path, value):
-    """The tiny file with the place of this path changed, or taken out where the value is `...`."""
-    content = json.loads(json.dumps(TINY))
-    at = content
-    for step in path[:-1]:
-        at = at[step]
-    if value is ...:
-        del at[path[-1]]
-    else:
-        at[path[-1]] = value
-    return json.dumps(content)
+    """The tiny file with one place changed."""
+    return altered(TINY, path, value)
 
 
 MALFORMED = {

@@ -113,6 +113,19 @@ def contents(folder):
     return {p.relative_to(folder): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
 
 
+def altered(content, path, value):
+    """Plain values as JSON with the place of this path changed, or taken out where the value is `...`."""
+    content = json.loads(json.dumps(content))
+    at = content
+    for step in path[:-1]:
+        at = at[step]
+    if value is ...:
+        del at[path[-1]]
+    else:
+        at[path[-1]] = value
+    return json.dumps(content)
+
+
 def command(*arguments, columns=80):
     """The exit code, output and remarks of `hyperstack ARGUMENTS`, in this process, on a screen of so many columns."""
     from hyperstack_cli.main import main

@@ -37,14 +37,19 @@ def duration(hours: float) -> str:
     return f"{hours * 60:.0f} min" if hours < 1 else f"{hours:,.0f} h"
 
 
-def show(console: Console, found: dict[str, Any]) -> None:
-    """All of an outcome: the figures of each part, its claims, what was not run, and by which rule."""
-    source = found["source"]
+def show_head(console: Console, found: dict[str, Any]) -> None:
+    """What was run, by which document if there is one, how much of it, and the user's note."""
     console.print(f"{found['experiment']}: {found['title']}")
-    console.print(f"{source['authors']}: {source['title']}, {source['place']}")
+    if source := found.get("source"):
+        console.print(f"{source['authors']}: {source['title']}, {source['place']}")
     console.print(scale_line(found))
     if found["note"]:
         console.print(f"note: {found['note']}")
+
+
+def show(console: Console, found: dict[str, Any]) -> None:
+    """All of an outcome: the figures of each part, its claims, what was not run, and by which rule."""
+    show_head(console, found)
     for part in found["parts"]:
         console.print(f"\n{part_line(part)}")
         for series in part["series"]:

@@ -13,15 +13,12 @@ from hyperstack.experiments.comparison import START
 from hyperstack.reports.panels import Line, Panel
 from hyperstack.reports.text import number
 from hyperstack.schedule import CONSTANT
-from hyperstack_cli.published import item, part_line, plus_minus, scale_line
+from hyperstack_cli.published import item, part_line, plus_minus, show_head
 
 
 def show_comparison(console: Console, found: dict[str, Any]) -> None:
     """All of the outcome: errors by start, best and area, what the figures say, what was not run, and by which rule."""
-    console.print(f"{found['experiment']}: {found['title']}")
-    console.print(scale_line(found))
-    if found["note"]:
-        console.print(f"note: {found['note']}")
+    show_head(console, found)
     for part in found["parts"]:
         console.print(f"\n{part_line(part)}")
         for each in part["entrants"]:
