@@ -4,7 +4,7 @@
     python docs/make_results.py start        only the tables named; a name that is none gets the list of them
     python docs/make_results.py --show start to the screen, not into the files
 
-`speed`, `sweep`, `probing` (`hyperstack bench`) and `together` (measure_together.py) want a quiet machine.
+`speed`, `sweep`, `probing` (`hyperstack bench`), `together` and `memory` (measure_*.py) want a quiet machine.
 `spikes` has runs of its own. Elsewhere a figure is the test error in percent after the last epoch, as `hyperstack train
 mnist --stack STACK --seed SEED` reports it: mean ± standard deviation over seeds 0, 1 and 2. A table stands between
 `<!-- results: NAME -->` and `<!-- end of results -->`, and is replaced as a whole.
@@ -364,12 +364,25 @@ def probing() -> str:
     return f"{machine()}.\n\n" + markdown(["", "", "ratio (quartiles)", "B/par."], rows)
 
 
+def measured(call: str) -> Any:
+    """What a function of a file beside this one returns, in a process of its own."""
+    code = f"import json, {call.partition('.')[0]}; print(json.dumps({call}))"
+    run = subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True, check=True)
+    return json.loads(run.stdout)
+
+
 def together() -> str:
     """Runs trained together, in as many processes as there are cores, against one after another."""
-    code = "import json, measure_together as m; print(json.dumps(m.measured(30)))"
-    run = subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True, check=True)
-    rows = [[name, *(f"{x:.2f}" for x in figures)] for name, *figures in json.loads(run.stdout)]
+    rows = [[name, *(f"{x:.2f}" for x in figures)] for name, *figures in measured("measure_together.measured(30)")]
     return f"{machine()}.\n\n" + markdown(["", "a run's step, ms", "ratio to one alone", "ratio to gdtuo"], rows)
+
+
+def memory() -> str:
+    """Training steps with what is freed handed back to the system, and kept."""
+    rows = []
+    for name, size, fresh, kept, ratio in measured("measure_memory.measured()"):
+        rows.append([f"`{name}`, batches of {size}", f"{fresh:.3g}", f"{kept:.3g}", f"{ratio:.2f}"])
+    return f"{machine()}.\n\n" + markdown(["", "fresh, ms", "kept, ms", "ratio"], rows)
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -392,6 +405,7 @@ TABLES: dict[str, Callable[[], str]] = {
         sweep,
         probing,
         together,
+        memory,
     )
 }
 PLACE = re.compile(r"(<!-- results: (\w+) -->\n).*?(\n<!-- end of results -->)", re.DOTALL)

@@ -657,7 +657,7 @@ def test_a_tower_in_use_takes_over_another_whole():
 
 
 HOME = Path(hs.__file__).parent
-BASE = "version errors devices numerics hyperparameter choices measuring transforms rule wrapper rules recipe"
+BASE = "version errors memory devices numerics hyperparameter choices measuring transforms rule wrapper rules recipe"
 ENGINE = (
     "layout tape derivatives level buffers gradients climb primary engine window averaging probing losses sharing parts"
     " together"

@@ -17,6 +17,7 @@ import torch
 
 from hyperstack.devices import device_failures
 from hyperstack.errors import RunError
+from hyperstack.memory import keep_freed
 from hyperstack.sweep.block import Block, CannotTogether
 from hyperstack.sweep.final import FinalLoss
 from hyperstack.sweep.folder import SweepFolder
@@ -177,6 +178,7 @@ def _sent(task: Task, plans: dict[int, Plan]) -> Task | tuple[str, dict[str, Any
 def _prepare(task: Task | tuple[str, dict[str, Any]], data: Data, ending: Event, reports: SimpleQueue[Report]) -> None:
     """In a new process: what all its blocks need. Ctrl-C reaches it, too, and is left to the one that started it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    keep_freed()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if isinstance(task, tuple):
         text, known = task

@@ -189,7 +189,9 @@ def _run(
     """The outcome of all pieces, noted in the folder, and an exit code where it was interrupted."""
     from hyperstack.experiments.outcome import outcome
     from hyperstack.experiments.work import run, write_json
+    from hyperstack.memory import keep_freed
 
+    keep_freed()
     total = sum(len(piece.plan.cells()) for piece in pieces)
     done = 0
 

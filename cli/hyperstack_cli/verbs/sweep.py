@@ -205,8 +205,10 @@ def _sweep(
     notify: Any,
 ) -> None:
     from hyperstack.errors import RunError
+    from hyperstack.memory import keep_freed
     from hyperstack.sweep.run import sweep
 
+    keep_freed()
     cells = plan.cells()
     known = folder.results(plan, cells)
     done = len(known)

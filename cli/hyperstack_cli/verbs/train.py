@@ -215,9 +215,11 @@ def _is_finished(run: RunFolder, plan: Plan) -> bool:
 
 
 def _train(plan: Plan, task: Task, data: Data, run: RunFolder, resume: bool, quiet: bool) -> None:
+    from hyperstack.memory import keep_freed
     from hyperstack.training import train
     from hyperstack_cli.display import Display
 
+    keep_freed()
     display = Display(plan, len(data.train_inputs), quiet)
     try:
         with Interrupt() as interrupt, display:
