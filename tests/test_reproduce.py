@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from toy import altered, command, contents
+from toy import BATCH, DATA, EXAMPLES, altered, command, contents
 
 from hyperstack.dsl import parse
 from hyperstack.errors import InputError
@@ -23,6 +24,7 @@ from hyperstack.experiments import experiment as experiments
 from hyperstack.experiments.experiment import load, names, read
 from hyperstack.experiments.verdicts import INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED, compared, judged, quantile
 from hyperstack.experiments.work import Asked, hours, scaled, share
+from hyperstack.sweep.planning import SweepPlan
 from hyperstack.tasks import TASKS
 
 # ---- files
@@ -153,18 +155,21 @@ def test_no_content_makes_anything_but_our_own_error(content):
 # ---- how much of it
 
 
-@given(st.integers(1, 200), st.integers(1, 20), st.floats(0.001, 1))
+@given(st.integers(1, 200), st.integers(1, 20), st.floats(0.00001, 1))
 def test_a_share_of_the_work(epochs, seeds, scale):
-    """Seeds go first, down to two; then epochs; and not much less is left than was asked for, nor more."""
-    fewer, kept = scaled(epochs, seeds, scale)
+    """Seeds go first, down to two; then epochs; then examples; nearly as much is left as was asked for, and no more."""
+    fewer, kept, of_examples = scaled(epochs, seeds, scale)
     assert 1 <= fewer <= epochs
     assert 1 <= kept <= seeds
     if fewer < epochs:
         assert kept <= 2
     if scale == 1:
-        assert (fewer, kept) == (epochs, seeds)
-    done, wanted = fewer * kept, scale * epochs * seeds
-    assert done <= wanted + 1e-6 or done == 1
+        assert (fewer, kept, of_examples) == (epochs, seeds, 1)
+    assert 0 < of_examples <= 1
+    if of_examples < 1:
+        assert (fewer, kept) == (1, 1)
+    done, wanted = fewer * kept * of_examples, scale * epochs * seeds
+    assert done <= wanted + 1e-6
     assert done > wanted - (epochs if fewer == epochs else 2) - 1e-6
 
 
@@ -285,6 +290,33 @@ def tiny(tmp_path, monkeypatch):
 
 def stored(path):
     return json.loads((path / "results.json").read_text())
+
+
+def test_less_than_an_epoch(tiny, tmp_path):
+    """The first of the examples; nothing is judged by so few, and a sweep that goes on there takes them, too."""
+    code, output, _ = command("reproduce", "tiny", "--jobs", 1, "--scale", 0.1, "--out", "a", columns=100)
+    assert (code, "0.1 of the work: fewer epochs" in output, "0.6 epochs of 2" in output) == (0, True, True)
+    found = stored(tmp_path / "a")
+    (part,) = found["parts"]
+    assert (found["share"], part["epochs"], part["seeds"]) == (0.1, pytest.approx(0.6), [0])
+    assert {each["verdict"] for each in (*part["rows"], *part["claims"])} == {INCONCLUSIVE, None}
+    results = json.loads((tmp_path / "a" / "toy" / "results.json").read_text())
+    assert {result["steps"] for result in results} == {math.ceil(0.6 * EXAMPLES / BATCH)}
+    kept = contents(tmp_path / "a" / "toy" / "cells")
+    assert command("sweep", "calm", "--out", "a/toy", "--resume", "--jobs", 1)[0] == 0
+    assert contents(tmp_path / "a" / "toy" / "cells") == kept
+    next((tmp_path / "a" / "toy" / "cells").iterdir()).unlink()
+    assert command("sweep", "calm", "--out", "a/toy", "--resume", "--jobs", 1)[0] == 0
+    again = json.loads((tmp_path / "a" / "toy" / "results.json").read_text())
+    assert [(r["steps"], r["test_error"]) for r in again] == [(r["steps"], r["test_error"]) for r in results]
+
+
+def test_of_very_few_examples_there_is_a_batch():
+    plan = SweepPlan("toy", ["Adam"], {}, [0], 1, "cpu", BATCH, 1, share=0.001)
+    few = plan.taken(DATA)
+    assert torch.equal(few.train_inputs, DATA.train_inputs[:BATCH])
+    assert torch.equal(few.train_targets, DATA.train_targets[:BATCH])
+    assert few.test_inputs is DATA.test_inputs
 
 
 def test_a_whole_experiment(tiny, tmp_path):

@@ -301,7 +301,7 @@ def test_again_nothing_is_trained(tiny, tmp_path, monkeypatch):
 
 
 def test_one_seed_and_pictures(tiny, tmp_path):
-    arguments = ("--out", "a", "--part", "toy", "--scale", 0.1, "--jobs", 1, "--plot", "--png", "a.png")
+    arguments = ("--out", "a", "--part", "toy", "--scale", 0.2, "--jobs", 1, "--plot", "--png", "a.png")
     code, output, remarks = command("reproduce", "tiny", *arguments, columns=80)
     assert code == 0, remarks
     assert "toy: calm, 1 epoch of 2, batches of 32, 1 seed of 3" in output

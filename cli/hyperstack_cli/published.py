@@ -83,7 +83,7 @@ def scale_line(found: dict[str, Any]) -> str:
 
 def part_line(part: dict[str, Any]) -> str:
     """What was trained in a part."""
-    epochs = f"{part['epochs']} epoch{'s' if part['epochs'] > 1 else ''}"
+    epochs = f"{number(part['epochs'])} epoch{'s' if part['epochs'] != 1 else ''}"
     epochs += f" of {part['epochs_published']}" if part["epochs"] != part["epochs_published"] else ""
     seeds = f"{len(part['seeds'])} seed{'s' if len(part['seeds']) > 1 else ''}"
     seeds += f" of {part['seeds_asked']}" if len(part["seeds"]) < part["seeds_asked"] else ""

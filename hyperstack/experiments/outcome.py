@@ -28,7 +28,7 @@ def outcome(experiment: AnyExperiment, asked: Asked, pieces: Sequence[Piece], fo
         "command": asked.command(),
         "title": experiment.title,
         "digits": experiment.digits,
-        "share": round(share(pieces), 4),
+        "share": float(f"{share(pieces):.6g}"),
         "note": asked.note,
         "remarks": list(experiment.remarks),
         "versions": versions(),
@@ -98,7 +98,7 @@ def _part(experiment: Experiment, part: Part, plan: SweepPlan, results: Mapping[
     return {
         "name": part.name,
         "task": part.task,
-        "epochs": plan.epochs,
+        "epochs": plan.passes,
         "epochs_published": part.epochs,
         "batch_size": part.batch_size,
         "seeds": plan.seeds,
@@ -126,7 +126,7 @@ def _row(
     """A row: one stack at one value of its free name."""
     known = [x for x in own.values() if x is not None]
     found: Verdict | None = None
-    whole = plan.epochs >= part.epochs
+    whole = plan.passes >= part.epochs
     if known and len(known) == len(own):
         found = judged(
             known,
@@ -160,7 +160,7 @@ def _claim(experiment: Experiment, part: Part, plan: SweepPlan, claim: Claim, fi
     sign = -1.0 if experiment.measure == "test accuracy" else 1.0
     pairs = [(second[seed], first[seed]) for seed in first if seed in second]
     gains = [sign * (b - a) for b, a in pairs if a is not None and b is not None]
-    found = compared(gains, claim.within, plan.epochs >= part.epochs) if gains and len(gains) == len(pairs) else None
+    found = compared(gains, claim.within, plan.passes >= part.epochs) if gains and len(gains) == len(pairs) else None
     return {
         "says": says(part, claim),
         "gains": gains,

@@ -50,7 +50,7 @@ def standing(part: Contest, pieces: Sequence[Piece], found: Results) -> dict[str
     content = {
         "name": part.name,
         "task": part.task,
-        "epochs": plan.epochs,
+        "epochs": plan.passes,
         "epochs_published": part.epochs,
         "batch_size": part.batch_size,
         "seeds": plan.seeds,

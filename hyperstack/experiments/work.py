@@ -35,7 +35,7 @@ class Piece:
     folder: str
     plan: SweepPlan
 
-    def work(self, epochs: int, seeds: int) -> int:
+    def work(self, epochs: float, seeds: int) -> float:
         """Epochs of all its runs, if these were the epochs and seeds."""
         return epochs * size(self.plan.stacks, self.plan.grid, seeds)
 
@@ -91,7 +91,7 @@ class Asked:
 
     def pieces(self, part: AnyPart) -> list[Piece]:
         """The sweeps of a part. A drop of the rate comes in proportion to the epochs that are left."""
-        epochs, seeds = scaled(part.epochs, part.seeds, self.scale)
+        epochs, seeds, of_examples = scaled(part.epochs, part.seeds, self.scale)
         common: dict[str, Any] = {
             "task": part.task,
             "seeds": list(range(self.seeds or seeds)),
@@ -99,30 +99,31 @@ class Asked:
             "device": self.device,
             "batch_size": part.batch_size,
             "threads": get_task(part.task).threads or torch.get_num_threads(),
+            "share": of_examples,
         }
         found = []
         for folder, own in part.sweeps.items():
-            schedule = str(Schedule.parse(own["schedule"]).scaled(epochs / part.epochs))
+            schedule = str(Schedule.parse(own["schedule"]).scaled(epochs * of_examples / part.epochs))
             found.append(Piece(part, folder, SweepPlan(**{**common, **own, "schedule": schedule})))
         return found
 
 
-def scaled(epochs: int, seeds: int, scale: float) -> tuple[int, int]:
-    """Epochs and seeds that make up that share of the work, or less; one epoch of one seed at least.
+def scaled(epochs: int, seeds: int, scale: float) -> tuple[int, int, float]:
+    """Epochs, seeds and the share of the training examples that make up that share of the work, or less.
 
-    First seeds are left out, down to two, which an interval needs; then epochs; and where one epoch of two seeds is
-    too much, the second seed.
+    First seeds are left out, down to two, which an interval needs; then epochs; where one epoch of two seeds is too
+    much, the second seed; and where one epoch of one is too much, examples.
     """
     wanted = scale * seeds * epochs + 1e-9
     kept = max(min(2, seeds), math.floor(wanted / epochs))
     if wanted < kept:
-        return 1, 1
-    return min(epochs, math.floor(wanted / kept)), kept
+        return 1, 1, min(1.0, wanted)
+    return min(epochs, math.floor(wanted / kept)), kept, 1.0
 
 
 def share(pieces: Sequence[Piece]) -> float:
     """The share of the work of these pieces that their plans are; every epoch of a run counts alike."""
-    done = sum(piece.work(piece.plan.epochs, len(piece.plan.seeds)) for piece in pieces)
+    done = sum(piece.work(piece.plan.passes, len(piece.plan.seeds)) for piece in pieces)
     return done / sum(piece.work(piece.part.epochs, piece.part.seeds) for piece in pieces)
 
 

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Hashable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,10 @@ FEW = 4
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """Stacks with free names, values for each name, seeds, and what every run has in common: see `Plan`."""
+    """Stacks with free names, values for each name, seeds, and what every run has in common: see `Plan`.
+
+    share: of the training examples, of which the first ones are taken, a batch at least.
+    """
 
     task: str
     stacks: list[str]
@@ -49,21 +52,34 @@ class SweepPlan:
     threads: int
     compile: bool = False
     schedule: str = CONSTANT
+    share: float = 1.0
+
+    @property
+    def passes(self) -> float:
+        """Passes over all training examples that make up as much work; a whole number where all are taken."""
+        return self.epochs if self.share == 1 else self.epochs * self.share
+
+    def taken(self, data: Data) -> Data:
+        """What is trained on, and tested with."""
+        count = len(data.train_inputs)
+        kept = max(min(self.batch_size, count), math.floor(self.share * count))
+        return replace(data, train_inputs=data.train_inputs[:kept], train_targets=data.train_targets[:kept])
 
     @classmethod
     def of(cls, content: object) -> SweepPlan:
         """The plan that was saved as `content`; ValueError where it is none."""
-        kinds = {
+        kinds: dict[str, Any] = {
             "str": str,
             "int": int,
             "bool": bool,
             "list[str]": list,
             "list[int]": list,
             "dict[str, list[float]]": dict,
+            "float": (int, float),
         }
         if not isinstance(content, dict):
             raise ValueError("it is not a table of names and values")
-        content = {"schedule": CONSTANT, **content}  # which earlier versions did not have
+        content = {"schedule": CONSTANT, "share": 1.0, **content}  # which earlier versions did not have
         wrong = [f.name for f in fields(cls) if not isinstance(content.get(f.name), kinds[str(f.type)])]
         if wrong:
             raise ValueError(f"it lacks {', '.join(wrong)}, or holds something else there")

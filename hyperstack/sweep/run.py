@@ -55,7 +55,7 @@ def sweep(
     The folder must be `locked` by the caller, on the first rank.
     """
     ranks = ranks or Ranks()
-    cells = plan.cells()
+    cells, data = plan.cells(), plan.taken(data)
     results = ranks.once(lambda: folder.results(plan, cells))
     pending = [i for i in range(len(cells)) if i not in results]
     jobs = jobs or jobs_that_fit(plan, task, data, ranks.here)

@@ -166,12 +166,14 @@ def _plan(
     defaults: dict[str, Any] = saved.as_dict() if saved else {
         "stacks": [DEFAULT_STACK], "grid": {}, "seeds": [0], "epochs": task.epochs, "batch_size": task.batch_size,
         "threads": task.threads or torch.get_num_threads(), "compile": False, "schedule": CONSTANT,
+        "share": 1.0,
     }  # fmt: skip
     asked: dict[str, Any] = {
         "stacks": list(dict.fromkeys(str(parse(text)) for text in stacks)) or None,
         "grid": axes(grid) or None,
         "seeds": None if seeds is None else list(range(seeds)),
         **others,
+        "share": None,
         "schedule": others["schedule"] and str(Schedule.parse(others["schedule"])),
     }
     plan = SweepPlan(**{name: defaults[name] if value is None else value for name, value in asked.items()})
