@@ -11,7 +11,7 @@ from hyperstack.experiments import standing
 from hyperstack.experiments.comparison import Comparison, Contest
 from hyperstack.experiments.experiment import AnyExperiment, AnyPart, Claim, Experiment, Part, Series
 from hyperstack.experiments.verdicts import INCONCLUSIVE, NOT_REPRODUCED, RULE, Verdict, compared, judged
-from hyperstack.experiments.work import Asked, Piece, Results, share
+from hyperstack.experiments.work import Asked, Piece, Results, extent, share
 from hyperstack.reports.text import number
 from hyperstack.sweep.planning import SweepPlan
 from hyperstack.telemetry.summary import versions
@@ -44,13 +44,13 @@ def outcome(experiment: AnyExperiment, asked: Asked, pieces: Sequence[Piece], fo
 
 def _published(experiment: Experiment, pieces: Sequence[Piece], found: Results) -> dict[str, Any]:
     """What the tables of a document come to: published and measured side by side."""
-    parts = [(piece.part, piece) for piece in pieces if isinstance(piece.part, Part)]
+    parts = [(piece.part, piece) for piece in pieces if isinstance(piece.part, Part)]  # one piece a part
     return {
         "source": asdict(experiment.source),
         "measure": experiment.measure,
         "unit": unit(experiment),
         "rule": list(RULE),
-        "parts": [_part(experiment, part, piece.plan, found.get(piece.folder, {})) for part, piece in parts],
+        "parts": [_part(experiment, part, piece, found) for part, piece in parts],
         "not_run": [asdict(each) for each in experiment.not_run],
     }
 
@@ -82,7 +82,8 @@ def _why_left_out(part: AnyPart, asked: Asked) -> str:
     return "left out by --part" if left_out else "it needs data of your own: --data-dir"
 
 
-def _part(experiment: Experiment, part: Part, plan: SweepPlan, results: Mapping[int, Mapping[str, Any]]) -> Any:
+def _part(experiment: Experiment, part: Part, piece: Piece, found: Results) -> Any:
+    plan, results = piece.plan, found.get(piece.folder, {})
     cells = plan.cells()
     by_stack: dict[tuple[str, int], Mapping[str, Any]] = {
         (str(cells[i].stack), cells[i].seed): result for i, result in results.items()
@@ -96,16 +97,8 @@ def _part(experiment: Experiment, part: Part, plan: SweepPlan, results: Mapping[
             diverged = sum(bool(r["diverged"]) for r in ended.values())
             rows.append(_row(experiment, part, plan, series, value, published, spread, own, diverged))
     return {
-        "name": part.name,
-        "task": part.task,
-        "epochs": plan.passes,
-        "epochs_published": part.epochs,
-        "batch_size": part.batch_size,
-        "seeds": plan.seeds,
-        "seeds_asked": part.seeds,
+        **extent([piece], found),
         "schedule": plan.schedule,
-        "cells": len(cells),
-        "cells_done": len(results),
         "series": [{"label": s.label, "stack": s.stack, "name": s.name} for s in part.series],
         "rows": rows,
         "claims": [_claim(experiment, part, plan, claim, figures) for claim in part.claims],

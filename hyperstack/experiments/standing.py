@@ -10,7 +10,7 @@ from typing import Any
 
 from hyperstack.experiments.comparison import START, Contest, Entrant
 from hyperstack.experiments.verdicts import interval
-from hyperstack.experiments.work import Piece, Results
+from hyperstack.experiments.work import Piece, Results, extent
 from hyperstack.reports.text import number
 
 RULE = (
@@ -34,7 +34,6 @@ Errors = dict[float, dict[int, float]]
 def standing(part: Contest, pieces: Sequence[Piece], found: Results) -> dict[str, Any]:
     """A part of a comparison: what came out, ready for JSON."""
     own = {piece.folder: piece for piece in pieces if piece.part is part}
-    plan = next(iter(own.values())).plan
     errors: dict[str, Errors] = {}
     entrants = []
     for each in part.entrants:
@@ -48,15 +47,7 @@ def standing(part: Contest, pieces: Sequence[Piece], found: Results) -> dict[str
     towers = [each for each in part.entrants if each.default is not None and each.label in errors]
     rivals = [each.label for each in part.entrants if each.default is None and each.label in errors]
     content = {
-        "name": part.name,
-        "task": part.task,
-        "epochs": plan.passes,
-        "epochs_published": part.epochs,
-        "batch_size": part.batch_size,
-        "seeds": plan.seeds,
-        "seeds_asked": part.seeds,
-        "cells": sum(len(piece.plan.cells()) for piece in own.values()),
-        "cells_done": sum(len(found.get(folder, {})) for folder in own),
+        **extent(list(own.values()), found),
         "starts": list(part.starts),
         "entrants": entrants,
         "duels": [_duel(each.label, rival, start, start, errors)

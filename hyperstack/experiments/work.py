@@ -109,7 +109,7 @@ class Asked:
 
 
 def scaled(epochs: int, seeds: int, scale: float) -> tuple[int, int, float]:
-    """Epochs, seeds and the share of the training examples that make up that share of the work, or less.
+    """Epochs, seeds and the share of the examples that make up that share of the work, or less.
 
     First seeds are left out, down to two, which an interval needs; then epochs; where one epoch of two seeds is too
     much, the second seed; and where one epoch of one is too much, examples.
@@ -125,6 +125,22 @@ def share(pieces: Sequence[Piece]) -> float:
     """The share of the work of these pieces that their plans are; every epoch of a run counts alike."""
     done = sum(piece.work(piece.plan.passes, len(piece.plan.seeds)) for piece in pieces)
     return done / sum(piece.work(piece.part.epochs, piece.part.seeds) for piece in pieces)
+
+
+def extent(pieces: Sequence[Piece], found: Results) -> dict[str, Any]:
+    """How much was trained in a part, whose pieces these are, as plain values."""
+    part, plan = pieces[0].part, pieces[0].plan
+    return {
+        "name": part.name,
+        "task": part.task,
+        "epochs": plan.passes,
+        "epochs_published": part.epochs,
+        "batch_size": part.batch_size,
+        "seeds": plan.seeds,
+        "seeds_asked": part.seeds,
+        "cells": sum(len(piece.plan.cells()) for piece in pieces),
+        "cells_done": sum(len(found.get(piece.folder, {})) for piece in pieces),
+    }
 
 
 def hours(experiment: AnyExperiment, pieces: Sequence[Piece]) -> float:

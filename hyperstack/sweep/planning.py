@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Hashable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ FEW = 4
 class SweepPlan:
     """Stacks with free names, values for each name, seeds, and what every run has in common: see `Plan`.
 
-    share: of the training examples, of which the first ones are taken, a batch at least.
+    share: of the examples, for training and for testing, of which the first ones are taken, a batch at least.
     """
 
     task: str
@@ -61,9 +61,12 @@ class SweepPlan:
 
     def taken(self, data: Data) -> Data:
         """What is trained on, and tested with."""
-        count = len(data.train_inputs)
-        kept = max(min(self.batch_size, count), math.floor(self.share * count))
-        return replace(data, train_inputs=data.train_inputs[:kept], train_targets=data.train_targets[:kept])
+        kept, tested = (
+            max(min(self.batch_size, count), math.floor(self.share * count))
+            for count in (len(data.train_inputs), len(data.test_inputs))
+        )
+        training, testing = data.train_inputs[:kept], data.test_inputs[:tested]
+        return Data(training, data.train_targets[:kept], testing, data.test_targets[:tested])
 
     @classmethod
     def of(cls, content: object) -> SweepPlan:
