@@ -120,6 +120,10 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
+Keeps = Callable[[Tensor, Tensors], tuple[Tensors, set[str]]]
+"""Makes flats of flat weights and states; and names those of them that have one number a tensor."""
+
+
 class Bucket:
     """Parameters that move together, their state, and what their last update was a function of.
 
@@ -142,7 +146,7 @@ class Bucket:
         recorded: bool,
         fused: bool,
         sloped: bool,
-        kept: Callable[[Tensor, Tensors], Tensors] | None = None,
+        kept: Keeps | None = None,
     ) -> None:
         self.level, self.index, self.recorded = level, index, recorded
         self.how: dict[str, Any] = {"recorded": recorded, "fused": fused, "sloped": sloped, "kept": kept}
@@ -160,9 +164,9 @@ class Bucket:
         self.flats.update({name: torch.zeros_like(zeros) for name in (*self.records, *tangents)})
         if kept is not None:
             weights = torch.cat([zeros[:0], *(t.detach().reshape(-1).to(dtype) for t in tensors)])
-            self.flats.update(kept(weights, states))
-            layers = [f".{name}" for name in level.layer_states]
-            self.whole |= {n for n in self.flats if n.startswith("carried.") and n.endswith(tuple(layers))}
+            more, whole = kept(weights, states)
+            self.flats.update(more)
+            self.whole |= whole
         self.transforms = [transform.init(self.segments, zeros) for transform in level.rule.clip]
         shapes: dict[str, tuple[int, ...]] = {n: (len(index),) * d for n, d in level.coefficient_dims.items()}
         self.layout = Layout(shapes)

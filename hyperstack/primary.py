@@ -17,7 +17,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from hyperstack.buffers import Block, Bucket
+from hyperstack.buffers import Block, Bucket, Keeps
 from hyperstack.derivatives import columns, pullback
 from hyperstack.layout import Tensors, section
 from hyperstack.level import Level
@@ -35,7 +35,7 @@ class Primary:
         tapes: Tapes,
         measured: bool,
         sloped: bool,
-        kept: Callable[[Tensor, Tensors], Tensors] | None = None,
+        kept: Keeps | None = None,
     ) -> None:
         self.level, self.tapes, self.sloped, self.kept = level, tapes, sloped, kept
         self.measures = measured and bool(level.depends)

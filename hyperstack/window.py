@@ -74,14 +74,14 @@ class Window:
 
     # -- what a bucket keeps -------------------------------------------------------------------------------------
 
-    def flats(self, weights: Tensor, states: Tensors) -> Tensors:
+    def flats(self, weights: Tensor, states: Tensors) -> tuple[Tensors, set[str]]:
         """What a bucket of these flat `weights`, whose rule has these `states`, keeps from the first step on."""
         start = weights.clone()
         kept = {"average": start, **({"anchor": start.clone()} if self.rate else {})}
         for name in self.traced:
             kept |= {f"moved.{name}": torch.zeros_like(start), f"ahead.{name}": torch.zeros_like(start)}
             kept |= {f"carried.{name}.{state}": torch.zeros_like(x) for state, x in states.items()}
-        return kept
+        return kept, {f"carried.{name}.{state}" for name in self.traced for state in self.level.layer_states}
 
     # -- a step ----------------------------------------------------------------------------------------------------
 
