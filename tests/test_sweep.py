@@ -218,14 +218,32 @@ def test_a_batch_that_is_too_large_is_not_tried(monkeypatch):
 
 
 def test_jobs_fit_the_cores_and_the_memory(monkeypatch):
+    monkeypatch.setattr(planning, "CORES", 5)
     each = PROCESS + bytes_of_a_run(Calm(), DATA, 32)
     monkeypatch.setattr("os.cpu_count", lambda: 8)
     for memory, here, threads, wanted in (
-        (1e12, 1, 1, 8), (1e12, 1, 3, 2), (1e12, 2, 1, 4), (3.5 * each, 1, 1, 3), (3.5 * each, 2, 1, 1), (1, 1, 1, 1),
+        (1e12, 1, 1, 8), (1e12, 1, 3, 2), (1e12, 1, None, 5), (1e12, 2, 1, 4), (3.5 * each, 1, 1, 3),
+        (3.5 * each, 2, 1, 1), (1, 1, 1, 1),
     ):  # fmt: skip
         of_memory(monkeypatch, memory)
         assert jobs_that_fit(replace(SWEEP, threads=threads), Calm(), DATA, here) == wanted
     assert jobs_that_fit(replace(SWEEP, device="cuda"), Calm(), DATA) == 1
+
+
+@pytest.mark.parametrize(("jobs", "asked", "wanted"), [(1, None, 6), (2, None, 3), (9, None, 3), (1, 5, 5), (2, 5, 5)])
+def test_cores_are_shared_out_among_jobs(jobs, asked, wanted, tmp_path, monkeypatch):
+    """There are two blocks, and no use for more jobs."""
+    given = []
+
+    def trained(work, plans, *_):
+        given.append({plan.threads for plan in plans.values()})
+        return iter(())
+
+    for name in ("_here", "_in_processes"):
+        monkeypatch.setattr(running, name, trained)
+    monkeypatch.setattr(running, "CORES", 6)
+    swept(tmp_path / "sweep", replace(SWEEP, threads=asked), jobs=jobs)
+    assert given == [{wanted}]
 
 
 def test_the_memory_of_a_container(tmp_path, monkeypatch):

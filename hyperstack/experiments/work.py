@@ -98,7 +98,7 @@ class Asked:
             "epochs": epochs,
             "device": self.device,
             "batch_size": part.batch_size,
-            "threads": get_task(part.task).threads or torch.get_num_threads(),
+            "threads": get_task(part.task).threads,
             "share": of_examples,
         }
         found = []

@@ -31,6 +31,8 @@ SAMPLE = 16
 PROCESS = 400e6
 """Bytes of a process that has loaded torch."""
 LIMITS = [Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory/memory.limit_in_bytes")]
+CORES = torch.get_num_threads()
+"""Before a run has asked for fewer threads."""
 FEW = 4
 """Runs that one seed needs for blocks of its own, in which all take the same batch."""
 
@@ -39,6 +41,7 @@ FEW = 4
 class SweepPlan:
     """Stacks with free names, values for each name, seeds, and what every run has in common: see `Plan`.
 
+    threads: of each job; None shares the cores out among them.
     share: of the examples, for training and for testing, of which the first ones are taken, a batch at least.
     """
 
@@ -49,7 +52,7 @@ class SweepPlan:
     epochs: int
     device: str
     batch_size: int
-    threads: int
+    threads: int | None
     compile: bool = False
     schedule: str = CONSTANT
     share: float = 1.0
@@ -74,6 +77,7 @@ class SweepPlan:
         kinds: dict[str, Any] = {
             "str": str,
             "int": int,
+            "int | None": (int, type(None)),
             "bool": bool,
             "list[str]": list,
             "list[int]": list,
@@ -83,7 +87,7 @@ class SweepPlan:
         if not isinstance(content, dict):
             raise ValueError("it is not a table of names and values")
         content = {"schedule": CONSTANT, "share": 1.0, **content}  # which earlier versions did not have
-        wrong = [f.name for f in fields(cls) if not isinstance(content.get(f.name), kinds[str(f.type)])]
+        wrong = [f.name for f in fields(cls) if not isinstance(content.get(f.name, ...), kinds[str(f.type)])]
         if wrong:
             raise ValueError(f"it lacks {', '.join(wrong)}, or holds something else there")
         return cls(**{f.name: content[f.name] for f in fields(cls)})
@@ -178,7 +182,7 @@ def jobs_that_fit(plan: SweepPlan, task: Task, data: Data, here: int = 1) -> int
     """How many jobs the CPU has cores and memory for, where `here` processes share the machine; 1 elsewhere."""
     if plan.device != "cpu":
         return 1
-    cores = (os.cpu_count() or 1) // plan.threads
+    cores = (os.cpu_count() or 1) // plan.threads if plan.threads else CORES
     memory = math.floor(_memory(torch.device("cpu")) / (PROCESS + bytes_of_a_run(task, data, plan.batch_size)))
     return max(1, min(cores, memory) // here)
 

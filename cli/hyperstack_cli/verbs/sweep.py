@@ -61,7 +61,9 @@ failed, 2 wrong input, 130 interrupted.
     "--epochs", type=POSITIVE, metavar="N", help="Passes over the training examples.  [default: the task's, mnist: 5]"
 )
 @click.option("--batch-size", type=POSITIVE, metavar="N", help="Examples in a step.  [default: the task's, mnist: 256]")
-@click.option("--threads", type=POSITIVE, metavar="N", help="CPU cores of each job.  [default: the task's, mnist: 1]")
+@click.option(
+    "--threads", type=POSITIVE, metavar="N", help="CPU cores of each job.  [default: mnist: 1; else shared out]"
+)
 @click.option(
     "--compile/--no-compile",
     default=None,
@@ -156,8 +158,6 @@ def _plan(
     saved: SweepPlan | None,
 ) -> SweepPlan:
     """The options that were given, and the defaults (or the sweep's own plan) for the others."""
-    import torch
-
     from hyperstack.dsl import parse
     from hyperstack.schedule import CONSTANT, Schedule
     from hyperstack.sweep.grid import axes, size
@@ -165,7 +165,7 @@ def _plan(
 
     defaults: dict[str, Any] = saved.as_dict() if saved else {
         "stacks": [DEFAULT_STACK], "grid": {}, "seeds": [0], "epochs": task.epochs, "batch_size": task.batch_size,
-        "threads": task.threads or torch.get_num_threads(), "compile": False, "schedule": CONSTANT,
+        "threads": task.threads, "compile": False, "schedule": CONSTANT,
         "share": 1.0,
     }  # fmt: skip
     asked: dict[str, Any] = {
