@@ -117,7 +117,7 @@ def scaled(epochs: int, seeds: int, scale: float) -> tuple[int, int, float]:
     wanted = scale * seeds * epochs + 1e-9
     kept = max(min(2, seeds), math.floor(wanted / epochs))
     if wanted < kept:
-        return 1, 1, min(1.0, wanted)
+        return 1, 1, min(1.0, round(wanted, 8))
     return min(epochs, math.floor(wanted / kept)), kept, 1.0
 
 
