@@ -8,7 +8,6 @@ import statistics
 import subprocess
 import sys
 import time
-from dataclasses import fields
 from importlib.resources import files
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from toy import BATCH, DATA, EXAMPLES, altered, command, contents
+from toy import BATCH, EXAMPLES, altered, command, contents
 
 from hyperstack.dsl import parse
 from hyperstack.errors import InputError
@@ -26,7 +25,7 @@ from hyperstack.experiments.experiment import load, names, read
 from hyperstack.experiments.verdicts import INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED, compared, judged, quantile
 from hyperstack.experiments.work import Asked, hours, scaled, share
 from hyperstack.sweep.planning import SweepPlan
-from hyperstack.tasks import TASKS
+from hyperstack.tasks import TASKS, Data
 
 # ---- files
 
@@ -294,7 +293,7 @@ def stored(path):
 
 
 def test_less_than_an_epoch(tiny, tmp_path):
-    """The first of the examples; nothing is judged by so few, and a sweep that goes on there takes them, too."""
+    """Some of the examples; nothing is judged by so few, and a sweep that goes on there takes the same."""
     code, output, _ = command("reproduce", "tiny", "--jobs", 1, "--scale", 0.1, "--out", "a", columns=100)
     assert (code, "0.1 of the work: fewer epochs" in output, "0.6 epochs of 2" in output) == (0, True, True)
     found = stored(tmp_path / "a")
@@ -312,11 +311,18 @@ def test_less_than_an_epoch(tiny, tmp_path):
     assert [(r["steps"], r["test_error"]) for r in again] == [(r["steps"], r["test_error"]) for r in results]
 
 
-def test_of_very_few_examples_there_is_a_batch():
-    plan = SweepPlan("toy", ["Adam"], {}, [0], 1, "cpu", BATCH, 1, share=0.001)
-    few = plan.taken(DATA)
-    for field in fields(DATA):
-        torch.testing.assert_close(getattr(few, field.name), getattr(DATA, field.name)[:BATCH], rtol=0, atol=0)
+@given(st.integers(1, 200), st.integers(1, 200), st.integers(1, 50), st.floats(1e-6, 1))
+def test_examples_are_taken_evenly_and_a_batch_at_least(training, testing, batch, part):
+    train, test = torch.arange(training), torch.arange(testing)
+    plan = SweepPlan("toy", ["Adam"], {}, [0], 1, "cpu", batch, 1, share=part)
+    found = plan.taken(Data(train, 2 * train, test, 3 * test))
+    for whole, own, same in ((train, found.train_inputs, found.train_targets / 2),
+                             (test, found.test_inputs, found.test_targets / 3)):  # fmt: skip
+        assert len(own) == max(min(batch, len(whole)), math.floor(part * len(whole)))
+        gaps = own.diff(prepend=-torch.ones(1, dtype=torch.int64), append=torch.tensor([len(whole)]))
+        assert gaps.min() >= 1
+        assert gaps.max() <= math.ceil(len(whole) / len(own)) + 1
+        assert torch.equal(own, same.to(torch.int64))
 
 
 def test_a_whole_experiment(tiny, tmp_path):
@@ -515,7 +521,7 @@ def test_images_of_ones_own(tmp_path):
             for i in range(count):
                 pixels = np.clip(level + draw.integers(-30, 30, (70, 80, 3)), 0, 255).astype(np.uint8)
                 image.fromarray(pixels).save(folder / f"{i}.png")
-    arguments = ("--part", "imagenet-clipped", "--scale", 0.001, "--data-dir", tmp_path / "images", "--jobs", 1)
+    arguments = ("--part", "imagenet-clipped", "--scale", 0.004, "--data-dir", tmp_path / "images", "--jobs", 1)
     code, output, remarks = command("reproduce", "adam-clip-table-1", *arguments, "--out", tmp_path / "out", "--json")
     assert code == 0, remarks
     (part,) = json.loads(output)["parts"]

@@ -42,7 +42,7 @@ class SweepPlan:
     """Stacks with free names, values for each name, seeds, and what every run has in common: see `Plan`.
 
     threads: of each job; None shares the cores out among them.
-    share: of the examples, for training and for testing, of which the first ones are taken, a batch at least.
+    share: of the examples, for training and for testing; a batch at least.
     """
 
     task: str
@@ -63,13 +63,16 @@ class SweepPlan:
         return self.epochs if self.share == 1 else self.epochs * self.share
 
     def taken(self, data: Data) -> Data:
-        """What is trained on, and tested with."""
-        kept, tested = (
-            max(min(self.batch_size, count), math.floor(self.share * count))
-            for count in (len(data.train_inputs), len(data.test_inputs))
-        )
-        training, testing = data.train_inputs[:kept], data.test_inputs[:tested]
-        return Data(training, data.train_targets[:kept], testing, data.test_targets[:tested])
+        """What is trained on, and tested with: all, or evenly spaced examples, as data may be sorted by class."""
+        if self.share == 1:
+            return data
+
+        def some(examples: Tensor) -> Tensor:
+            count = len(examples)
+            kept = max(min(self.batch_size, count), math.floor(self.share * count))
+            return examples[torch.arange(kept, device=examples.device) * count // kept]
+
+        return Data(*(some(getattr(data, field.name)) for field in fields(data)))
 
     @classmethod
     def of(cls, content: object) -> SweepPlan:
