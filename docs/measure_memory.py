@@ -1,7 +1,7 @@
 """What keeping freed memory gains: the table of docs/performance.md.
 
-Two processes of one thread each train the same network, one of them after `keep_freed`. They take turns, a few steps at
-a time; ratios are of neighbours.
+Two processes of one thread each train the same network, one of them after `keep_freed`. They take turns, step by step;
+ratios are of neighbours.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from hyperstack.memory import keep_freed
 from hyperstack.tasks import get_task
 from hyperstack.training import Plan, Trainer
 
-STEPS = 2
+STEPS = 1
 SIZES = {"mnist": 256, "cifar10": 256, "cifar10-resnet18": 32}
 """Of each task that is trained, the batch size."""
 
@@ -54,7 +54,7 @@ def times(name: str, rounds: int) -> list[list[float]]:
     return found[2:]  # in the first two, everything is recorded
 
 
-def measured(rounds: int = 20) -> list[tuple[str, int, float, float, float]]:
+def measured(rounds: int = 12) -> list[tuple[str, int, float, float, float]]:
     """Of each task its batch size, milliseconds of a step with fresh and with kept memory, and the ratio: medians."""
     rows = []
     for name, size in SIZES.items():

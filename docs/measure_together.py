@@ -153,7 +153,6 @@ def whole(every: int = 5) -> dict[str, float]:
     Together, as a sweep of two jobs, with and without kernels; one after another, from each `every`-th of them, half
     before and half behind; and by the steps of the published implementation alone, which is not tested meanwhile.
     """
-    keep_freed()
     torch.set_num_threads(1)
     task = get_task("mnist")
     data, found = task.load(None, torch.device("cpu")), {}
@@ -195,9 +194,10 @@ def trained_steps(plan: SweepPlan, data: Data) -> int:
 
 
 if __name__ == "__main__":
+    keep_freed()  # as a sweep does
     if sys.argv[1:] == ["whole"]:
         for name, seconds in whole().items():
             print(f"{name}: {seconds:.0f} s")
     else:
-        for name in ("mnist", "mnist-conv"):
+        for name in ("mnist", "mnist-conv", "cifar10"):
             print(f"{name}: {ratio_of(get_task(name)):.2f}")
