@@ -18,23 +18,21 @@ from hyperstack.memory import keep_freed
 from hyperstack.tasks import get_task
 from hyperstack.training import Plan, Trainer
 
-STEPS = 1
 SIZES = {"mnist": 256, "cifar10": 256, "cifar10-resnet18": 32}
 """Of each task that is trained, the batch size."""
 
 
 def serve(pipe: Connection, name: str, keeps: bool) -> None:
-    """In a process of its own: so many steps as are asked for, and the milliseconds of one, until it is 0."""
+    """In a process of its own: a step and its milliseconds whenever one is asked for, until none is."""
     assert not keeps or keep_freed(), "this C library cannot keep what is freed"
     task, size = get_task(name), SIZES[name]
     data = task.load(None, torch.device("cpu"))
     trainer = Trainer(Plan(name, "Adam / SGD(1e-9)", 1, 0, "cpu", size, threads=1), task, data)
     parts = itertools.cycle(trainer.source.order(0, 0).split(size)[:-1])
-    while count := pipe.recv():
+    while pipe.recv():
         started = time.perf_counter()
-        for _ in range(count):
-            trainer._step(next(parts))
-        pipe.send((time.perf_counter() - started) / count * 1e3)
+        trainer._step(next(parts))
+        pipe.send((time.perf_counter() - started) * 1e3)
 
 
 def times(name: str, rounds: int) -> list[list[float]]:
@@ -47,10 +45,10 @@ def times(name: str, rounds: int) -> list[list[float]]:
     for _ in range(rounds + 2):
         found.append([])
         for pipe in pipes:
-            pipe.send(STEPS)
+            pipe.send(True)
             found[-1].append(pipe.recv())
     for pipe in pipes:
-        pipe.send(0)
+        pipe.send(False)
     return found[2:]  # in the first two, everything is recorded
 
 

@@ -218,11 +218,10 @@ def test_a_batch_that_is_too_large_is_not_tried(monkeypatch):
 
 
 def test_jobs_fit_the_cores_and_the_memory(monkeypatch):
-    monkeypatch.setattr(planning, "CORES", 5)
     each = PROCESS + bytes_of_a_run(Calm(), DATA, 32)
     monkeypatch.setattr("os.cpu_count", lambda: 8)
     for memory, here, threads, wanted in (
-        (1e12, 1, 1, 8), (1e12, 1, 3, 2), (1e12, 1, None, 5), (1e12, 2, 1, 4), (3.5 * each, 1, 1, 3),
+        (1e12, 1, 1, 8), (1e12, 1, 3, 2), (1e12, 1, None, 8), (1e12, 2, 1, 4), (3.5 * each, 1, 1, 3),
         (3.5 * each, 2, 1, 1), (1, 1, 1, 1),
     ):  # fmt: skip
         of_memory(monkeypatch, memory)
@@ -241,7 +240,7 @@ def test_cores_are_shared_out_among_jobs(jobs, asked, wanted, tmp_path, monkeypa
 
     for name in ("_here", "_in_processes"):
         monkeypatch.setattr(running, name, trained)
-    monkeypatch.setattr(running, "CORES", 6)
+    monkeypatch.setattr(running, "THREADS", 6)
     swept(tmp_path / "sweep", replace(SWEEP, threads=asked), jobs=jobs)
     assert given == [{wanted}]
 

@@ -31,8 +31,8 @@ SAMPLE = 16
 PROCESS = 400e6
 """Bytes of a process that has loaded torch."""
 LIMITS = [Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory/memory.limit_in_bytes")]
-CORES = torch.get_num_threads()
-"""Before a run has asked for fewer threads."""
+THREADS = torch.get_num_threads()
+"""What PyTorch takes, OMP_NUM_THREADS say, before a run has asked for fewer."""
 FEW = 4
 """Runs that one seed needs for blocks of its own, in which all take the same batch."""
 
@@ -185,7 +185,7 @@ def jobs_that_fit(plan: SweepPlan, task: Task, data: Data, here: int = 1) -> int
     """How many jobs the CPU has cores and memory for, where `here` processes share the machine; 1 elsewhere."""
     if plan.device != "cpu":
         return 1
-    cores = (os.cpu_count() or 1) // plan.threads if plan.threads else CORES
+    cores = (os.cpu_count() or 1) // (plan.threads or 1)
     memory = math.floor(_memory(torch.device("cpu")) / (PROCESS + bytes_of_a_run(task, data, plan.batch_size)))
     return max(1, min(cores, memory) // here)
 

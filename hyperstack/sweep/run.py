@@ -23,7 +23,7 @@ from hyperstack.sweep.block import Block, CannotTogether
 from hyperstack.sweep.final import FinalLoss
 from hyperstack.sweep.folder import SweepFolder
 from hyperstack.sweep.grid import Cell
-from hyperstack.sweep.planning import CORES, SweepPlan, blocks, jobs_that_fit, runs_that_fit, slow_together
+from hyperstack.sweep.planning import THREADS, SweepPlan, blocks, jobs_that_fit, runs_that_fit, slow_together
 from hyperstack.sweep.ranks import Ranks
 from hyperstack.tasks import Data, Task, get_task
 from hyperstack.tasks.own import is_in_a_file
@@ -66,7 +66,7 @@ def sweep(
         notify("one run after another: several at once take longer where a CPU convolves")
     of_all = blocks(plan, [cells[i] for i in pending], limit, jobs * ranks.world)
     work = [[pending[i] for i in block] for block in of_all[ranks.rank :: ranks.world]]
-    share = max(1, CORES // max(1, min(jobs, len(work)) * ranks.here))
+    share = max(1, THREADS // max(1, min(jobs, len(work)) * ranks.here))
     plans = {i: replace(plan, threads=plan.threads or share).of_cell(cells[i]) for i in pending}
     told: set[str] = set()
 
