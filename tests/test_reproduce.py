@@ -363,6 +363,20 @@ def test_again_nothing_is_trained(tiny, tmp_path, monkeypatch):
     assert sorted(row["figures"]) == ["0", "1"]
 
 
+def test_more_seeds_later(tiny, tmp_path):
+    quick = ("reproduce", "tiny", "--out", "a", "--jobs", 1)
+    assert command(*quick, "--seeds", 1)[0] == 0
+    before = contents(tmp_path / "a" / "toy" / "cells")
+    code, output, remarks = command(*quick, "--resume", "--seeds", 3, "--json")
+    assert code == 0, remarks
+    found = json.loads(output)
+    (part,) = found["parts"]
+    assert (part["seeds"], part["cells"], part["cells_done"], found["share"]) == ([0, 1, 2], 15, 15, 1)
+    assert sum("  seed 0" in line for line in remarks.splitlines()) == 0
+    assert before.items() <= contents(tmp_path / "a" / "toy" / "cells").items()
+    assert command(*quick, "--resume", "--json", "--quiet") == (0, output, "")
+
+
 def test_a_fraction_says_so_and_gives_no_verdicts(tiny, tmp_path):
     code, output, _ = command("reproduce", "tiny", "--out", "a", "--jobs", 1, "--scale", 0.34, "--note", "a toy's toy")
     assert code == 0
@@ -445,13 +459,13 @@ WRONG = {
     "resume elsewhere": (("tiny", "--resume", "--out", "."), "cannot read"),
     "taken": (("tiny", "--out", "taken"), "exists already"),
     "another scale": (("tiny", "--out", "taken", "--resume", "--scale", 0.5), "has another scale"),
-    "other seeds": (("tiny", "--out", "taken", "--resume", "--seeds", 9), "has another seeds"),
+    "fewer seeds": (("tiny", "--out", "taken", "--resume", "--seeds", 1), "has other seeds"),
     "a picture": (("tiny", "--png", "taken/results.json"), "exists already"),
 }
 
 
 def test_wrong_input(tiny, tmp_path):
-    assert command("reproduce", "tiny", "--out", "taken", "--scale", 0.1, "--jobs", 1)[0] == 0
+    assert command("reproduce", "tiny", "--out", "taken", "--scale", 0.1, "--seeds", 2, "--jobs", 1)[0] == 0
     real = {"tony": "tony"}
     before = contents(tmp_path)
     for what, (arguments, message) in WRONG.items():

@@ -668,7 +668,8 @@ def test_ranks_on_other_machines_do_their_part_before_they_miss_one(victim, tmp_
     lost(path, remarks)
     ranks[victim].communicate(timeout=60)
     before = finished_cells(path)
-    assert {f"{i:05d}.json" for i in range(1 - victim, 12, 2)} <= set(before)
+    folder = SweepFolder(path)
+    assert set(range(1 - victim, 12, 2)) <= folder.results(folder.read_plan(), folder.read_plan().cells()).keys()
     assert len(before) < 12
     if victim:
         assert len(json.loads((path / "results.json").read_text())) == len(before)
@@ -705,6 +706,25 @@ def test_resumed_there_is_nothing_left_to_do(finished):
     assert contents(finished[0]) == before
 
 
+def test_a_sweep_may_grow(tmp_path):
+    path, whole = tmp_path / "grown", ("--grid", "α=1e-5,1e-4,1e-3", "--seeds", 2, "--stack", "Adam / SGD(α)")
+    assert command("sweep", "calm", "--grid", "α=1e-5,1e-3", "--epochs", 1, "--out", path)[0] == 0
+    before = finished_cells(path)
+    both = (*whole, "--stack", "SGD(0.1)", "--resume", "--out", path, "--json")
+    code, output, remarks = command("sweep", "calm", *both)
+    assert code == 0, remarks
+    assert "8 cells, 2 of them done" in remarks
+    assert before.items() <= finished_cells(path).items()
+    rows = json.loads(output)
+    assert [(row["stack"], row["seed"]) for row in rows] == [
+        *((f"Adam / SGD({α})", seed) for α in ("1e-05", "0.0001", "0.001") for seed in (0, 1)),
+        *(("SGD(0.1)", seed) for seed in (0, 1)),
+    ]
+    assert command("sweep", "calm", *both, "--quiet") == (0, output, "")
+    code, _, remarks = command("sweep", "calm", *whole, "--resume", "--out", path)
+    assert (code, "other stacks" in remarks, "name all of these and more" in remarks) == (2, True, True)
+
+
 COMMANDS = {
     "no grid": ((), "leaves α open"),
     "a grid": (("--grid", "α=1,x"), "x of α is not a number"),
@@ -720,6 +740,7 @@ COMMANDS = {
     "resume of nothing": (("--resume",), "--resume needs the folder"),
     "resume of a foreign folder": (("--resume", "--out", "."), "holds no sweep"),
     "resume of another": (("--resume", "--out", "done", "--grid", "α=1"), "another grid"),
+    "resume of less": (("--resume", "--out", "done", "--grid", "α=1e-3"), "name all of these and more"),
     "more epochs": (("--resume", "--out", "done", "--epochs", 9), "other epochs"),
 }
 

@@ -151,6 +151,14 @@ def hours(experiment: AnyExperiment, pieces: Sequence[Piece]) -> float:
     return sum(experiment.hours_of(own[0].part) * share(own) for own in by_part.values())
 
 
+def check_resumes(pieces: Sequence[Piece], path: Path) -> None:
+    """An InputError unless what lies in a folder can go on as these pieces, which may have more seeds."""
+    for piece in pieces:
+        folder = SweepFolder(path / piece.folder)
+        if (folder.path / "sweep.json").exists():
+            piece.plan.check_resumes(folder.read_plan())
+
+
 def run(
     pieces: Sequence[Piece],
     path: Path,
@@ -169,8 +177,6 @@ def run(
     found: Results = {}
     for piece in pieces:
         part, plan, folder = piece.part, piece.plan, SweepFolder(path / piece.folder)
-        if (folder.path / "sweep.json").exists():
-            plan.check_resumes(folder.read_plan())
         results = folder.results(plan, plan.cells())
         if len(results) < len(plan.cells()) and not stop():
             task = get_task(part.task)

@@ -1,7 +1,7 @@
 """A sweep folder: what a sweep leaves behind, and the only place that knows its file names.
 
-sweep.json          what was asked for
-cells/00000.json    the result of each cell, by its place in the plan, written as it ends
+sweep.json          what was asked for, last
+cells/HASH.json     the result of each cell, named by its stack and seed, written as it ends
 results.json        all of them, and results.csv, one line a cell; written at the end of each sitting
 lock                held by the process that sweeps; the system lets go of it when that process ends
 """
@@ -9,6 +9,7 @@ lock                held by the process that sweeps; the system lets go of it wh
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 from collections.abc import Iterator, Sequence
@@ -85,20 +86,23 @@ class SweepFolder:
                 f"another sweep is at work in {self.path}", instead="wait until it has ended, or choose another --out"
             ) from None
 
-    def write(self, place: int, result: Result) -> None:
+    def write(self, cell: Cell, result: Result) -> None:
         """The result of a cell, as a whole or not at all."""
-        self._write(f"cells/{place:05d}.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+        name = hashlib.sha256(f"{cell.seed} {cell.stack}".encode()).hexdigest()[:16]
+        self._write(f"cells/{name}.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
 
     def results(self, plan: SweepPlan, cells: Sequence[Cell]) -> dict[int, Result]:
-        """The results that there are, by the place of their cell; what is none is passed over, and made again."""
-        found = {}
-        for i, cell in enumerate(cells):
+        """The results that there are, by the place of their cell, which may have been another in a smaller sweep.
+
+        What is none is passed over, and made again.
+        """
+        stored = {}
+        for path in (self.path / "cells").glob("*.json"):
             with suppress(OSError, ValueError, RecursionError, LookupError, TypeError):
-                result = json.loads((self.path / "cells" / f"{i:05d}.json").read_text(encoding="utf-8"))
-                wanted = (str(cell.stack), cell.seed, plan.epochs)
-                if tuple(result[name] for name in ("stack", "seed", "epochs_planned")) == wanted:
-                    found[i] = result
-        return found
+                result = json.loads(path.read_text(encoding="utf-8"))
+                stored[result["stack"], result["seed"], result["epochs_planned"]] = result
+        keys = [(str(cell.stack), cell.seed, plan.epochs) for cell in cells]
+        return {i: stored[key] for i, key in enumerate(keys) if key in stored}
 
     def conclude(self, cells: Sequence[Cell], results: dict[int, Result]) -> None:
         """All results in two files, for other programs."""

@@ -109,15 +109,23 @@ class SweepPlan:
         return Plan(stack=str(cell.stack), seed=cell.seed, **{name: getattr(self, name) for name in common})
 
     def check_resumes(self, saved: SweepPlan) -> None:
-        """An InputError unless a sweep under plan `saved` can go on under this one."""
+        """An InputError unless a sweep under plan `saved` can go on under this one, which may have more cells."""
+        grown = {
+            "stacks": set(saved.stacks) <= set(self.stacks),
+            "grid": all(set(values) <= set(self.grid.get(name, ())) for name, values in saved.grid.items()),
+            "seeds": set(saved.seeds) <= set(self.seeds),
+        }
         for name, mine in self.as_dict().items():
             theirs = getattr(saved, name)
-            if name not in ("device", "threads", "compile") and theirs != mine:
-                raise InputError(
-                    f"the sweep in this folder has {'another' if name != 'epochs' else 'other'} {name}",
-                    why=f"  the sweep: {theirs}\n  asked:     {mine}",
-                    instead="leave the option out to take the sweep's own, or choose another --out",
-                )
+            if name in ("device", "threads", "compile") or theirs == mine or grown.get(name):
+                continue
+            raise InputError(
+                f"the sweep in this folder has {'other' if name.endswith('s') else 'another'} {name}",
+                why=f"  the sweep: {theirs}\n  asked:     {mine}",
+                instead="leave the option out to take the sweep's own, "
+                + ("name all of these and more, " if name in grown else "")
+                + "or choose another --out",
+            )
 
 
 def blocks(plan: SweepPlan, of: Sequence[Cell], limit: int, jobs: int = 1) -> list[list[int]]:

@@ -81,7 +81,7 @@ def sweep(
             if (jobs > 1 and len(work) > 1)
             else _here(work, plans, task, data, stop, once)
         ):
-            folder.write(i, result)
+            folder.write(cells[i], result)
             results[i] = result
             after_cell(cells[i], result)
         ranks.wait()

@@ -44,7 +44,7 @@ wrong input, 130 interrupted.
 @click.option("--note", default="", metavar="TEXT", help="To be said beside the figures: of the data, say.")
 @many_runs(
     out="The folder.  [default: the next reproduced/NAME-001]",
-    resume="Go on in --out, or show again what it holds.",
+    resume="Go on in --out, with more --seeds perhaps, or show again what it holds.",
     yes="Do not ask before more than an hour of work.",
     as_json="Print the outcome as JSON.",
     result="outcome",
@@ -72,6 +72,7 @@ def command(
     """
     from hyperstack.errors import InputError
     from hyperstack.experiments import experiment as experiments
+    from hyperstack.experiments.work import check_resumes
     from hyperstack.telemetry.runfolder import RunFolder
     from hyperstack_cli.published import list_experiments
 
@@ -89,9 +90,11 @@ def command(
     pieces = _pieces(experiment, asked, data_dir)
     if (plot or png) and not any(piece.plan.grid for piece in pieces):
         raise InputError(f"{name} has nothing to draw", why="no value is varied in it", instead="leave the option out")
+    if resume and path is not None:
+        check_resumes(pieces, path)
+    elif path is not None:
+        RunFolder.check_free(path)
     if not resume:
-        if path is not None:
-            RunFolder.check_free(path)
         _ask(experiment, pieces, yes)
     notify = (lambda line: None) if quiet else (lambda line: err().print(line, style="dim", soft_wrap=True))
     with ExitStack() as kept:
@@ -110,7 +113,7 @@ def command(
 
 
 def _asked(experiment: AnyExperiment, options: dict[str, Any], saved: Path | None) -> Asked:
-    """What the options ask for; on resume what was asked for then, from which nothing may differ."""
+    """What the options ask for; on resume what was asked for then, from which only the seeds may differ."""
     from hyperstack.devices import find_device
     from hyperstack.errors import InputError
     from hyperstack.experiments.work import Asked
@@ -122,7 +125,7 @@ def _asked(experiment: AnyExperiment, options: dict[str, Any], saved: Path | Non
     if before is None:
         device = str(find_device(options["device"]))
         return Asked(experiment.name, 1.0 if scale is None else scale, seeds, parts, device, options["note"])
-    given = {"scale": scale, "seeds": seeds, "parts": parts or None, "experiment": experiment.name}
+    given = {"scale": scale, "parts": parts or None, "experiment": experiment.name}
     for key, value in given.items():
         if value is not None and value != (then := getattr(before, key)):
             raise InputError(
@@ -132,7 +135,7 @@ def _asked(experiment: AnyExperiment, options: dict[str, Any], saved: Path | Non
             )
     device = before.device if options["device"] == "auto" else str(find_device(options["device"]))
     note = options["note"] or before.note
-    return Asked(before.experiment, before.scale, before.seeds, before.parts, device, note)
+    return Asked(before.experiment, before.scale, seeds or before.seeds, before.parts, device, note)
 
 
 def _pieces(experiment: AnyExperiment, asked: Asked, data_dir: Path | None) -> list[Piece]:

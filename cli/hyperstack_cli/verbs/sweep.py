@@ -77,7 +77,8 @@ failed, 2 wrong input, 130 interrupted.
 )
 @many_runs(
     out="The sweep folder.  [default: the next sweeps/TASK-NNN]",
-    resume="Go on with the sweep in --out. Options left out are that sweep's.",
+    resume="Go on with the sweep in --out. Options left out are that sweep's; a sweep may grow by stacks, values "
+    "and seeds, named together with those that it has.",
     yes=f"Do not ask before more than {MANY:,} cells.",
     as_json="Print the results of all cells as JSON instead of a table.",
     result="result",
