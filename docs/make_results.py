@@ -177,8 +177,8 @@ def numbers() -> str:
 def batches() -> str:
     """`auto` at other batch sizes, and for fewer and more epochs."""
     stack = "auto(Adam(λ))"
-    rows = [from_starts(f"batch {size}, 5 epochs", stack, 5, size) for size in (64, 256, 1024, 4096)]
-    rows += [from_starts(f"batch 256, {epochs} epoch{'s' * (epochs > 1)}", stack, epochs) for epochs in (1, 2, 30)]
+    rows = [from_starts(f"batch {size}, 5 epochs", stack, 5, size) for size in (16, 64, 256, 1024, 4096)]
+    rows += [from_starts(f"batch 256, {epochs} epoch{'s' * (epochs > 1)}", stack, epochs) for epochs in (1, 2, 30, 100)]
     return markdown(["", *FROM], rows)
 
 

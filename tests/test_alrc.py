@@ -138,7 +138,7 @@ def test_the_cases_leave_no_default_untouched():
             assert any(case.get(key, declared.default) != declared.default for case in CASES), (name, key)
 
 
-@pytest.mark.sampled(8)
+@pytest.mark.sampled(89)
 @by_case
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(
@@ -187,6 +187,7 @@ def test_the_bound_and_the_share_that_is_limited_are_known():
 # ---- without spikes
 
 
+@pytest.mark.sampled(13)
 @pytest.mark.parametrize("rule", RULES)
 @settings(max_examples=4, deadline=None, derandomize=True)
 @given(st.sampled_from(list(SHAPES)), st.sampled_from(["", " / SGD(1e-4, clip)", " / Adam(1e-4) / SGD(1e-6)"]))

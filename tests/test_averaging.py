@@ -151,7 +151,7 @@ def check(stack, windows=2, schedule=lambda t: 1.0, grads=None, own=False):
 # ---- central differences, where losses are linear: gradients are given in advance
 
 
-@pytest.mark.sampled(16)
+@pytest.mark.sampled(81)
 @by_options
 def test_hypergradients_are_the_derivatives_of_what_the_average_moved(rule, options):
     """Every learned hyperparameter of every rule, in every window; what the rule reads of the weights is held."""
@@ -185,6 +185,7 @@ VARIED = {
 by_variation = pytest.mark.parametrize("level", VARIED.values(), ids=VARIED)
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(3)
 @by_variation
 def test_variations(level):
@@ -245,6 +246,7 @@ def test_an_update_that_the_bound_made_shorter():
     assert alive == {"lr", "momentum"}
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("level", "reads"),
     [(hs.Adam(hs.log(0.02)), False), (hs.LAMBC(hs.log(0.02)), True), (hs.SGD(hs.log(0.2), weight_decay=0.3), True)],
@@ -256,6 +258,7 @@ def test_what_is_dropped_is_that_weights_are_read_elsewhere(level, reads):
     assert ("lr" in wrong) == reads
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("size", [30, 4])
 def test_windows_in_blocks_of_any_size(size, monkeypatch):
@@ -455,6 +458,7 @@ PRIMARIES = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("text", PRIMARIES)
 def test_auto_is_the_loop_written_out(text):
     """60 steps in float64, from a rate that the bound makes smaller too."""
@@ -576,6 +580,7 @@ def some_steps(tower, params, grads, missing=()):
         assert all(x.device == params[0].device for _, x in tower.averages())
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(13)
 @by_rule
 def test_no_step_of_a_window_looks_at_a_value(rule):

@@ -234,6 +234,7 @@ def test_a_data_folder_that_is_not_whole_is_named(tmp_path, kind):
     assert contents(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_without_a_network_it_says_how_to_do_without(tmp_path, monkeypatch):
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")

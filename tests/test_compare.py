@@ -296,6 +296,7 @@ def test_a_stack_without_a_clip_has_no_share_that_was_clipped(tmp_path):
     assert re.search(r"^  clipped +50 % +-$", ok("compare", "a", "b"), re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_pictures_say_what_the_letters_stand_for_and_what_was_left_out(tmp_path):
     rows = [[step, 1.0, step, 1, 1] for step in range(1, 41)]
     made(tmp_path / "set" / "a", rows=rows, stack="Adam / SGD(clip)")

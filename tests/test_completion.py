@@ -92,6 +92,7 @@ def test_another_shell_is_refused():
 # ---- in bash
 
 
+@pytest.mark.slow
 @needs("bash")
 def test_bash_completes_verbs_options_and_values(path, places):
     options = {name for p in cli.get_command(None, "train").params for name in p.opts if name.startswith("--")}

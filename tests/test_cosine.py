@@ -39,7 +39,7 @@ def run(stack, steps=6, fused=False, dtype=torch.float64, block=None, monkeypatc
     return [*params, *tower.hyperparameters().values()]
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(25)
 @pytest.mark.parametrize(
     "spread", [pytest.param(False, id="one"), pytest.param(True, id="per tensor", marks=pytest.mark.slow)]
 )
@@ -115,6 +115,7 @@ def test_every_upper_level(k):
     assert max(seen) <= 1 + 1e-6
 
 
+@pytest.mark.slow
 def test_blocks_and_kernels_change_nothing(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function, **options: function)
     for text in (

@@ -171,6 +171,7 @@ def test_every_table_has_its_place_and_every_place_its_table():
     assert " ± " in results.PLACE.search(ALL)[0]
 
 
+@pytest.mark.slow
 def test_published_and_measured_is_what_is_stored():
     """Where this fails: python docs/make_published.py."""
     assert published.TARGET.read_text(encoding="utf-8") == published.page()

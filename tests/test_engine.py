@@ -147,6 +147,7 @@ PUBLISHED = {
 }
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.usefixtures("float64_by_default")
 @pytest.mark.parametrize("text", PUBLISHED)
 def test_the_trajectory_of_the_published_implementation(text):
@@ -352,7 +353,7 @@ def test_every_stack_on_the_meta_device(stack):
         assert {k: x.shape for k, x in read(tower).items()} == {k: x.shape for k, x in read(same).items()}
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(19)
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_that_are_missing_and_no_guard_on_the_meta_device(name):
     tower = take_steps(one_a_tensor(name) / one_a_tensor(name), "meta", "propagate", missing=(1,))
@@ -573,6 +574,7 @@ def test_a_tensor_larger_than_a_block(monkeypatch):
     assert_close(cut, in_blocks_of(1 << 30, monkeypatch, big, 3)[0], 1e-11)  # sums of as many terms, that cancel
 
 
+@pytest.mark.slow
 def test_the_layout_of_a_tensor_does_not_matter(monkeypatch):
     (strided, _), (plain, _) = (in_blocks_of(64, monkeypatch, 40, contiguous=c) for c in (False, True))
     assert not all(p.is_contiguous() for p in strided)

@@ -288,6 +288,7 @@ def test_pip_wheel_where_pip_can_not_run(monkeypatch, error):
         fetch.pip_wheel("thing==1.0", SHA)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not list(importlib.metadata.distributions(name="pip")), reason="needs pip")
 def test_pip_wheel_with_pip_itself(tmp_path, monkeypatch):
     metadata = b"Metadata-Version: 2.1\nName: hyperstack-test-thing\nVersion: 1.0\n"

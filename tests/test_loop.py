@@ -211,6 +211,7 @@ if len(sys.argv) > 2:
 """
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("more", "state"), [([], "finished"), (["fail"], "interrupted")])
 def test_one_line_is_enough(tmp_path, more, state):
     subprocess.run([sys.executable, "-c", PROGRAM, tmp_path / "run", *more], stderr=subprocess.DEVNULL, check=False)
@@ -262,6 +263,7 @@ def test_resuming_a_loop_with_train_is_refused(tmp_path):
         RunFolder(tmp_path / "run").read_plan()
 
 
+@pytest.mark.slow
 def test_names_are_loaded_when_they_are_asked_for():
     code = """
 import sys, hyperstack as hs

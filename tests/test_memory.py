@@ -35,6 +35,7 @@ def unset(environment):
     return {name: value for name, value in environment.items() if not name.startswith(memory.OWN)}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
 def test_what_is_freed_is_kept():
     """Twenty sums of 16 MB, each of fresh pages otherwise, take fewer than one of them would."""

@@ -181,6 +181,7 @@ def test_parameters_that_share_storage(form):
         assert_close(list(ours), list(theirs), 1e-12)
 
 
+@pytest.mark.sampled(9)
 @by_form
 @pytest.mark.parametrize("habit", ["zeroes", "spoils", "accumulates"])
 def test_gradients_changed_in_place_after_a_step(habit, form):
@@ -236,6 +237,7 @@ def test_a_model_converted_in_mid_run(form, kinds, swaps, monkeypatch):
         assert_close(opt.hypergradients(), other.hypergradients(), 1e-4, 1e-5)
 
 
+@pytest.mark.sampled(3)
 @by_form
 def test_dtypes_side_by_side_and_a_conversion_between_backward_and_step(form):
     """Kernels for buffers of one size and several dtypes."""
@@ -271,6 +273,7 @@ def test_a_model_made_complex_is_refused_and_nothing_changed(form):
     assert all(torch.equal(p, h) for p, h in zip(model, held, strict=True))
 
 
+@pytest.mark.sampled(3)
 @by_form
 def test_a_model_on_the_meta_device(form, monkeypatch):
     """Everything follows; what had values before has none to come back with, which is said."""

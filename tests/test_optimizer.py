@@ -653,6 +653,7 @@ FOREIGN = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("kind", FOREIGN)
 def test_a_foreign_state_is_refused_and_changes_nothing(kind):
     opt, state = after_three_steps(), FOREIGN[kind]()

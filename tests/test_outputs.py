@@ -160,6 +160,7 @@ def test_a_sink_that_is_none_is_refused(tmp_path, kind):
     assert contents(tmp_path) == {}
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("cut", [0, 4, 13, 20])
 def test_a_resumed_run_goes_on_with_them_bit_for_bit(tmp_path, cut):
     one, other = tmp_path / "one", tmp_path / "other"

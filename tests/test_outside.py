@@ -105,6 +105,7 @@ def test_the_battery(rule):
     test_rules.test_hypergradients_of_one_number_a_tensor(rule)
 
 
+@pytest.mark.slow
 def test_beside_every_rule(rule):
     for other, above in itertools.product((rule, *hs.RULES.values()), (False, True)):
         params = [torch.randn(3, 4, dtype=torch.float64), torch.randn((), dtype=torch.float64)]

@@ -302,6 +302,7 @@ def test_a_package_that_is_found_twice_has_its_task_once(installed, tmp_path, mo
 # ---- what it costs
 
 
+@pytest.mark.slow
 def test_the_tasks_import_nothing_but_torch_and_numpy():
     program = textwrap.dedent("""
         import sys, torch

@@ -94,6 +94,7 @@ def test_the_command_is_installed():
     assert callable(command.load())
 
 
+@pytest.mark.slow
 def test_what_is_imported_is_declared():
     declared = {Requirement(text).name for text in PROJECT["project"]["dependencies"]}
     known = {*sys.stdlib_module_names, *declared, *FOLDERS}

@@ -108,6 +108,7 @@ def test_a_run_looks_the_same_where_others_lack_the_key():
     assert not shown_points(text.replace("│", "|"), "*")[0]
 
 
+@pytest.mark.slow
 def test_the_legend_of_a_png_hides_no_line(tmp_path):
     flat = [Line(f"run {i}", np.array([1.0, 2]), np.array([float(i)] * 2), place=i) for i in range(6)]
     named, bare = (Panel("x", "y", flat, False, several) for several in (True, False))
@@ -217,6 +218,7 @@ def test_the_ticks_say_what_is_drawn():
     assert first > middle > last
 
 
+@pytest.mark.slow
 def test_an_svg_is_the_same_each_time_and_needs_nothing():
     shown = panels([("a", made()), (EVIL, made(seed=1))], None, log=True)
     drawing = figure.svg(shown)
@@ -294,6 +296,7 @@ def near(image, color, tolerance=40):
     return int((np.abs(image - wanted).max(axis=-1) <= tolerance).sum())
 
 
+@pytest.mark.slow
 def test_a_png_shows_each_line_in_its_colour(tmp_path):
     shown = panels([("one", made()), ("other", made(seed=1))], ["0.lr"], log=False)
     figure.png(shown[1:2], tmp_path / "a.png")
@@ -384,6 +387,7 @@ ODD = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ODD)
 @pytest.mark.parametrize("log", [False, True])
 def test_odd_records_are_drawn(name, log):
@@ -544,6 +548,7 @@ def test_a_page_about_several_runs():
     assert len([tag for tag, _ in found.elements if tag == "details"]) == 2
 
 
+@pytest.mark.slow
 def test_runs_without_a_result_or_rows_have_a_page():
     empty = made(0)
     unfinished = Run(empty.path, {"task": "toy", "stack": "not / ) python"}, None, empty.record, empty.when)

@@ -139,6 +139,7 @@ def test_interrupted_in_a_window_it_goes_on_bit_for_bit(tmp_path, every, stops):
     assert_same_run(tmp_path / "straight", tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_with_betas_learned_too_it_goes_on_bit_for_bit(tmp_path):
     stack = "Adam(log(0.01)) / SGD(0.5, clip=[cosine], at=average(0.9, every=4))"
     train_toy(tmp_path / "straight", stack=stack)

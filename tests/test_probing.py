@@ -290,7 +290,7 @@ def resumed(text, at, steps=11, dtype=torch.float64, missing=presence, make=Hype
     return seen(other), seen(opt)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize("at", [0, 1, EVERY - 1, EVERY, EVERY + 1, EVERY + 2, 2 * EVERY + 1])
 @by_text
 def test_saved_and_loaded_anywhere_in_a_window_equals_the_straight_run(text, at):
@@ -299,6 +299,7 @@ def test_saved_and_loaded_anywhere_in_a_window_equals_the_straight_run(text, at)
     assert_same(*resumed(text, at, missing=lambda t, gs: gs))
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_saved_and_loaded_in_other_dtypes(dtype):
@@ -378,6 +379,7 @@ def test_a_state_that_was_saved_at_the_live_weights_ends_an_evaluation():
     assert_same(seen(opt), before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["deepcopy", "pickle"]
 )

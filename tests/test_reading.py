@@ -36,6 +36,7 @@ def rising(n=N, at=200, by=1.0):
     return loss
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("seed", range(200))
 def test_noise_and_random_walks_are_not_remarkable(seed):
     draw = np.random.default_rng(seed)

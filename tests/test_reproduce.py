@@ -405,6 +405,7 @@ def test_more_seeds_than_published(tiny, tmp_path):
     assert stored(tmp_path / "a")["share"] == pytest.approx(4 / 3, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_accuracy_and_final_losses(tiny, tmp_path):
     for measure, figure in (("test accuracy", lambda r: 100 - 100 * r["test_error"]),
                             ("training loss", lambda r: 100 * r["final_loss"])):  # fmt: skip
@@ -505,6 +506,7 @@ def test_the_list():
     assert all(name in output for name in WANTED)
 
 
+@pytest.mark.slow
 def test_parts_on_data_of_ones_own(tiny, tmp_path):
     """They are left out without --data-dir, and take it alone with it."""
     content = json.loads(json.dumps(TINY))

@@ -80,7 +80,7 @@ def beside(text, other):
         assert_close(ours, theirs, 1e-12)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(7)
 @by_case
 @pytest.mark.parametrize("upper", ["", " / SGD(0.0)"], ids=["alone", "measured"])
 def test_parity(case, upper):
@@ -88,7 +88,7 @@ def test_parity(case, upper):
     beside(case[0] + upper, case[1])
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(17)
 @by_case
 def test_parity_in_float32(case):
     """Each of 12 steps rounds the state and the direction a few times: 100 ulp cover them."""
@@ -177,6 +177,7 @@ def test_a_level_above_learns_the_bound():
     assert (opt.hyperparameters()["0.trust_max"] > 1.1).all()
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("block", [4, 60, 400])
 @pytest.mark.parametrize("text", ["LAMBC(0.02, trust_max=learned(per_tensor(1.0)))", "LAMBC(0.02, deviations=0.1)"])
 def test_ratios_of_whole_tensors_in_blocks_of_any_size(text, block, monkeypatch):
@@ -221,6 +222,7 @@ def test_parity_with_the_cpu(case):
 # ---- the pure functions
 
 
+@pytest.mark.sampled(3)
 @by_options
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_an_update_is_pure_and_keeps_shape_and_dtype(rule, options, dtype):
@@ -304,7 +306,7 @@ def check_hypergradients(stack, steps, at, schedule=1.0, flat=()):
     return tower
 
 
-@pytest.mark.sampled(8)
+@pytest.mark.sampled(65)
 @by_options
 def test_hypergradients_are_the_derivatives_of_the_last_update(rule, options):
     stack = asked(rule, **options) / hs.SGD(1e-4)
@@ -389,7 +391,7 @@ def levels_that_start_anywhere(rule):
 LEVELS = {str(level): level for rule in RULES.values() for level in levels_that_start_anywhere(rule)}
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(17)
 @pytest.mark.parametrize("level", LEVELS.values(), ids=LEVELS)
 def test_gradients_that_are_exactly_zero_leave_everything_finite(level):
     """All are 0 in the first two steps, some in the next three, in one step all, and then some again."""
@@ -416,7 +418,7 @@ ALIVE = [rule() for rule in RULES.values()] + [
 ]
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(15)
 @pytest.mark.parametrize("level", ALIVE, ids=str)
 def test_no_learned_hyperparameter_is_dead(level):
     """Over twelve steps each hypergradient differs from 0 at least once; what cannot must be declared fixed."""

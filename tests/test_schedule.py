@@ -125,6 +125,7 @@ def test_training_is_a_loop_with_torchs_optimizer_and_scheduler(schedule, theirs
     assert not torch.allclose(next(constant.model.parameters()), next(model.parameters()), rtol=1e-3)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("schedule", ["cosine", "drop(7, 0.1)"])
 @pytest.mark.parametrize("stack", ["AdamW(α)", "Adam(α) / SGD(1e-3, clip)"])
 def test_side_by_side_as_alone(stack, schedule):
@@ -139,6 +140,7 @@ def test_side_by_side_as_alone(stack, schedule):
         assert found[r]["test_error"] == alone.epochs[-1].test_error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["cosine", "drop(14, 0.1)"])
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, schedule):
     train_toy(tmp_path / "whole", schedule=schedule)

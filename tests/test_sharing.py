@@ -161,6 +161,7 @@ def test_saved_and_loaded_in_mid_run(text, at):
     assert_same(seen(third), seen(opt))
 
 
+@pytest.mark.sampled(5)
 @by_stack
 def test_where_kernels_are_compiled(text, monkeypatch):
     """The programs of the kernels, run as they are."""

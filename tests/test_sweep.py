@@ -310,6 +310,7 @@ def final_loss(cell, plan=SWEEP, task=Calm):
     return sum(last) / len(last)
 
 
+@pytest.mark.slow
 def test_every_cell_is_as_it_would_be_alone(tmp_path):
     results, ended, notes = swept(tmp_path / "sweep")
     assert notes == []

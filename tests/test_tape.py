@@ -147,6 +147,7 @@ FUNCTIONS = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_python_floats_do_as_torch_does_at_the_edges(name):
     a, b = (torch.tensor(x, dtype=torch.float64) for x in zip(*[(a, b) for a in EDGES for b in EDGES], strict=True))

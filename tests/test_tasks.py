@@ -147,6 +147,7 @@ def test_on_a_gpu_batches_are_made_there_and_are_the_same(loaded, name):
         torch.testing.assert_close(a, b.cpu(), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_loop_draws_anew_for_each_batch_and_the_same_in_each_test(loaded, monkeypatch):
     task, data = loaded("spiral-completion")
     seen = []

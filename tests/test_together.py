@@ -155,6 +155,7 @@ def in_kernels(text, monkeypatch):
     follow([hs.parse(text.format(0.01 * (1 + r))) for r in range(RUNS)], shapes=((9, 40), (5,), (2, 3)), fused=True)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("text", KERNELS)
 def test_as_for_kernels(text, monkeypatch):
     """What torch.compile would be given, uncompiled."""
@@ -313,6 +314,7 @@ def plans(texts, seeds, **changes):
 TEXTS = [f"Adam(0.01, clip=[norm(1.0)]) / SGD({a}, clip) / SGD(1e-06)" for a in ("0.0001", "0.001")]
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("task", [Exact, Tied, Normalized])
 @pytest.mark.parametrize("seeds", [(3,), (0, 1, 3)])
 def test_each_run_is_the_one_that_the_trainer_makes(task, seeds):

@@ -228,6 +228,7 @@ def stopped(tmp_path):
     return tmp_path / "run"
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("field", ["task", "stack", "seed", "batch_size", "record_every"])
 def test_the_checkpoint_of_another_run_is_refused(stopped, field):
     other = {"task": "tox", "stack": "SGD", "seed": 1, "batch_size": 33, "record_every": 2}
@@ -258,6 +259,7 @@ DAMAGES = {
 }  # fmt: skip
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("kind", DAMAGES)
 def test_a_checkpoint_that_lacks_something_is_refused(stopped, kind):
     damage(stopped, DAMAGES[kind])

@@ -165,7 +165,7 @@ FACTORS = [
 ]
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(13)
 @every_dtype
 @every_shape
 @pytest.mark.parametrize("per", ["tensor", "level"])
@@ -298,6 +298,7 @@ def test_cumulative_on_a_steady_gradient_after_one_zero_step():
             same(after, (expected * steady).tolist(), 1e-13)
 
 
+@pytest.mark.sampled(5)
 @every_transform
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_number_that_is_not_finite_leaves_no_trace(bad, transform):
@@ -321,6 +322,7 @@ def test_a_number_that_is_not_finite_leaves_no_trace(bad, transform):
         assert_same([one, straight], [other, interrupted])
 
 
+@pytest.mark.sampled(5)
 @every_shape
 @every_transform
 def test_what_a_transform_preserves(transform, shapes):
@@ -393,6 +395,7 @@ def test_adaptive_clips_a_norm_whose_square_is_infinite_and_forgets_it():
     assert_same([late, after], [state, torch.tensor([3.0])])
 
 
+@pytest.mark.sampled(7)
 @every_shape
 @every_transform
 def test_a_pattern_of_names_leaves_the_others_alone(transform, shapes):
@@ -413,6 +416,7 @@ def test_a_pattern_of_names_leaves_the_others_alone(transform, shapes):
         assert (factor[rest] == 1).all()
 
 
+@pytest.mark.sampled(7)
 @every_dtype
 @every_shape
 @every_transform
@@ -504,6 +508,7 @@ def test_blocks_and_kernels_change_nothing(transform, monkeypatch):
         assert_close(climb(stack_of(transform), fused), whole, 1e-9)
 
 
+@pytest.mark.sampled(7)
 @every_transform
 def test_on_an_upper_level_it_does_what_it_does_alone(transform):
     """There it is recorded, and replayed."""

@@ -169,6 +169,7 @@ def test_a_run_that_was_killed_is_said_to_have_stopped(folder, monkeypatch):
     assert "it has no checkpoint to go on from" in ok("watch", "run")
 
 
+@pytest.mark.slow
 def test_a_loop_of_ones_own(tmp_path, monkeypatch):
     monkeypatch.setattr(verb, "GRACE", 0.1)
     model = torch.nn.Linear(3, 1)
