@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hyperstack.experiments.fields import Damaged, Fields
+from hyperstack.experiments.trained import Trained, trained
 from hyperstack.rivals import KNOWN, is_there, missing, read_optimizer
 from hyperstack.schedule import CONSTANT, Schedule
 
@@ -41,23 +42,17 @@ class Entrant:
         return f"{error.what}: {error.instead}"
 
 
-@dataclass(frozen=True)
-class Contest:
+@dataclass(frozen=True, kw_only=True)
+class Contest(Trained):
     """A task on which all entrants are trained, from each of the starts. `hours`: of it on two CPU cores, roughly."""
 
-    name: str
-    task: str
-    epochs: int
-    batch_size: int
-    seeds: int
     hours: float
     starts: tuple[float, ...]
     entrants: tuple[Entrant, ...]
-    own_data: bool = False
 
     @property
     def sweeps(self) -> dict[str, dict[str, Any]]:
-        """By folder, what each sweep asks for that is its own: one for each entrant that can be trained here."""
+        """One for each entrant that can be trained here."""
         grid = {START: list(self.starts)}
         return {
             f"{self.name}/{each.place}": {"stacks": [each.text], "grid": grid, "schedule": each.schedule}
@@ -130,15 +125,6 @@ def _entrant(f: Fields, starts: tuple[float, ...]) -> Entrant:
 
 
 def _contest(f: Fields, starts: tuple[float, ...], entrants: tuple[Entrant, ...]) -> Contest:
-    found = Contest(
-        name=f.text("name"),
-        task=f.text("task"),
-        epochs=f.whole("epochs", 1),
-        batch_size=f.whole("batch_size", 1),
-        seeds=f.whole("seeds", 1),
-        hours=f.number("hours"),
-        starts=starts,
-        entrants=entrants,
-    )
+    found = Contest(**trained(f), hours=f.number("hours"), starts=starts, entrants=entrants)
     f.end()
     return found

@@ -13,8 +13,9 @@ from typing import Any
 
 from hyperstack.dsl import parse
 from hyperstack.errors import InputError
-from hyperstack.experiments.comparison import Comparison, Contest, comparison
+from hyperstack.experiments.comparison import Comparison, comparison
 from hyperstack.experiments.fields import Damaged, Fields
+from hyperstack.experiments.trained import Trained, trained
 from hyperstack.schedule import CONSTANT, Schedule
 from hyperstack.sweep.grid import cells
 
@@ -65,20 +66,14 @@ class Claim:
     within: float | None
 
 
-@dataclass(frozen=True)
-class Part:
-    """What is trained alike: a task and the stacks for it. `published_runs`: over how many runs a figure is the mean.
+@dataclass(frozen=True, kw_only=True)
+class Part(Trained):
+    """The stacks for a task. `published_runs`: over how many runs a figure is the mean.
 
-    own_data: whether the data are the user's own, from --data-dir. schedule: of the primary level's rate.
+    schedule: of the primary level's rate.
     """
 
-    name: str
-    task: str
-    epochs: int
-    batch_size: int
-    seeds: int
     published_runs: int
-    own_data: bool
     grid: dict[str, list[float]]
     series: tuple[Series, ...]
     claims: tuple[Claim, ...]
@@ -86,7 +81,7 @@ class Part:
 
     @property
     def sweeps(self) -> dict[str, dict[str, Any]]:
-        """By folder, what each sweep asks for that is its own: one, with all stacks."""
+        """One, with all stacks."""
         stacks = [each.bound(None) for each in self.series]
         return {self.name: {"stacks": stacks, "grid": self.grid, "schedule": self.schedule}}
 
@@ -137,7 +132,6 @@ class Experiment:
         return f"{self.title}. {self.source.authors.partition(',')[0]}: {self.source.place}. {self.data}"
 
 
-AnyPart = Part | Contest
 AnyExperiment = Experiment | Comparison
 
 
@@ -213,13 +207,8 @@ def _part(f: Fields, percent: bool) -> Part:
         raise Damaged(f"{f.place}series must be there, with different labels")
     cells([each.stack for each in series], grid, [0])  # an InputError where a value does not fit its place
     found = Part(
-        name=f.text("name"),
-        task=f.text("task"),
-        epochs=f.whole("epochs", 1),
-        batch_size=f.whole("batch_size", 1),
-        seeds=f.whole("seeds", 1),
+        **trained(f),
         published_runs=f.whole("published_runs", 1),
-        own_data=f.flag("own_data"),
         grid=grid,
         series=series,
         claims=tuple(claim for each in f.tables("claims", []) for claim in _claims(each, series, grid)),

@@ -9,7 +9,8 @@ from typing import Any
 
 from hyperstack.experiments import standing
 from hyperstack.experiments.comparison import Comparison, Contest
-from hyperstack.experiments.experiment import AnyExperiment, AnyPart, Claim, Experiment, Part, Series
+from hyperstack.experiments.experiment import AnyExperiment, Claim, Experiment, Part, Series
+from hyperstack.experiments.trained import Trained
 from hyperstack.experiments.verdicts import INCONCLUSIVE, NOT_REPRODUCED, RULE, Verdict, compared, judged
 from hyperstack.experiments.work import Asked, Piece, Results, extent, share
 from hyperstack.reports.text import number
@@ -77,7 +78,7 @@ def unit(experiment: Experiment) -> str:
     return "times 100" if experiment.measure == "training loss" else "%"
 
 
-def _why_left_out(part: AnyPart, asked: Asked) -> str:
+def _why_left_out(part: Trained, asked: Asked) -> str:
     left_out = asked.parts and part.name not in asked.parts
     return "left out by --part" if left_out else "it needs data of your own: --data-dir"
 

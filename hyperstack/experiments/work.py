@@ -14,7 +14,8 @@ import torch
 
 from hyperstack.devices import device_failures
 from hyperstack.errors import InputError
-from hyperstack.experiments.experiment import AnyExperiment, AnyPart
+from hyperstack.experiments.experiment import AnyExperiment
+from hyperstack.experiments.trained import Trained
 from hyperstack.schedule import Schedule
 from hyperstack.sweep.folder import SweepFolder
 from hyperstack.sweep.grid import Cell, size
@@ -31,7 +32,7 @@ Results = dict[str, dict[int, dict[str, Any]]]
 class Piece:
     """One sweep of an experiment: of a part, or of one entrant in it. `folder`: below the folder of the whole."""
 
-    part: AnyPart
+    part: Trained
     folder: str
     plan: SweepPlan
 
@@ -81,7 +82,7 @@ class Asked:
         words += [word for name in self.parts for word in ("--part", name)]
         return shlex.join(words)
 
-    def chosen(self, experiment: AnyExperiment) -> list[AnyPart]:
+    def chosen(self, experiment: AnyExperiment) -> list[Trained]:
         """The parts that are asked for, in the order of the experiment."""
         known = [part.name for part in experiment.parts]
         if wrong := [name for name in self.parts if name not in known]:
@@ -89,7 +90,7 @@ class Asked:
             raise InputError(what, instead=f"its parts are {', '.join(known)}")
         return [part for part in experiment.parts if not self.parts or part.name in self.parts]
 
-    def pieces(self, part: AnyPart) -> list[Piece]:
+    def pieces(self, part: Trained) -> list[Piece]:
         """The sweeps of a part. A drop of the rate comes in proportion to the epochs that are left."""
         epochs, seeds, of_examples = scaled(part.epochs, part.seeds, self.scale)
         common: dict[str, Any] = {
