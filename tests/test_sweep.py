@@ -325,9 +325,15 @@ def test_every_cell_is_as_it_would_be_alone(tmp_path):
             assert results[i][key] == wanted[key]
 
 
+def file_of(path, result):
+    """Where a sweep keeps a result."""
+    (found,) = (file for file in (path / "cells").iterdir() if json.loads(file.read_text()) == result)
+    return found
+
+
 def test_results_for_people_and_programs(tmp_path):
     results, _, _ = swept(tmp_path / "sweep")
-    assert json.loads((tmp_path / "sweep" / "cells" / "00003.json").read_text()) == results[3]
+    assert json.loads(file_of(tmp_path / "sweep", results[3]).read_text()) == results[3]
     whole = json.loads((tmp_path / "sweep" / "results.json").read_text())
     assert [row["test_error"] for row in whole] == [results[i]["test_error"] for i in range(8)]
     table = list(csv.DictReader(io.StringIO((tmp_path / "sweep" / "results.csv").read_text())))
@@ -354,7 +360,7 @@ def test_a_finished_cell_is_never_run_twice(tmp_path, monkeypatch):
     assert len(second) == 8
     assert len(ended) == 8 - len(first)
     assert before.items() <= contents(tmp_path / "sweep" / "cells").items()
-    (tmp_path / "sweep" / "cells" / "00002.json").write_text('{"stack": "Adam')
+    file_of(tmp_path / "sweep", second[2]).write_text('{"stack": "Adam')
     third, ended, _ = swept(tmp_path / "sweep")
     assert [str(cell.stack) for cell, _ in ended] == ["Adam(0.01) / SGD(0.001)"]
     assert third[2]["test_error"] == pytest.approx(second[2]["test_error"], abs=0.02)
@@ -708,8 +714,11 @@ def test_resumed_there_is_nothing_left_to_do(finished):
 
 
 def test_a_sweep_may_grow(tmp_path):
-    path, whole = tmp_path / "grown", ("--grid", "α=1e-5,1e-4,1e-3", "--seeds", 2, "--stack", "Adam / SGD(α)")
-    assert command("sweep", "calm", "--grid", "α=1e-5,1e-3", "--epochs", 1, "--out", path)[0] == 0
+    path, whole = (
+        tmp_path / "grown",
+        ("--grid", "α=1e-5,1e-4,1e-3", "--seeds", 2, "--stack", "Adam / SGD(α)", "--jobs", 1),
+    )
+    assert command("sweep", "calm", "--grid", "α=1e-5,1e-3", "--epochs", 1, "--jobs", 1, "--out", path)[0] == 0
     before = finished_cells(path)
     both = (*whole, "--stack", "SGD(0.1)", "--resume", "--out", path, "--json")
     code, output, remarks = command("sweep", "calm", *both)
