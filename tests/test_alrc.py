@@ -138,7 +138,7 @@ def test_the_cases_leave_no_default_untouched():
             assert any(case.get(key, declared.default) != declared.default for case in CASES), (name, key)
 
 
-@pytest.mark.sampled(89)
+@pytest.mark.slow
 @by_case
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(
@@ -293,7 +293,7 @@ LEARNED = {"n": "learned(0.3)", **GIVEN, "decay1": 0.99, "decay2": 0.99}
 STILL = " / SGD(0.0)"
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(19)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(
     ("n", "base"),
@@ -323,7 +323,7 @@ OPTIONS = [
 ]  # fmt: skip
 
 
-@pytest.mark.sampled(7)
+@pytest.mark.sampled(15)
 @pytest.mark.parametrize(
     "case", OPTIONS, ids=lambda case: "-".join(key for key in case if key not in LEARNED) or "estimated"
 )
@@ -348,7 +348,7 @@ def test_there_is_a_case_for_each_transform_of_a_primary_level():
     assert set(CLIPS) == {name for name, transform in hs.TRANSFORMS.items() if not transform.reads_slope}
 
 
-@pytest.mark.sampled(7)
+@pytest.mark.sampled(21)
 @pytest.mark.parametrize("clip", [*CLIPS.values(), "norm(0.05, per='tensor'), centralize", "cumulative, normalize"])
 @pytest.mark.parametrize("shape", ["[B]", "[]"])
 def test_the_hypergradient_of_n_through_gradient_transforms(clip, shape):
@@ -364,7 +364,7 @@ def test_the_hypergradient_of_n_through_gradient_transforms(clip, shape):
     check_n(text, shape)
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(13)
 @pytest.mark.parametrize("way", [accumulated, together, scaled])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_hypergradient_of_n_in_other_loops(way, shape):
@@ -372,7 +372,7 @@ def test_the_hypergradient_of_n_in_other_loops(way, shape):
     check_n(wrapped(given, "Adam(0.02)", STILL), shape, way)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("shape", ["[B]", "[]"])
 @pytest.mark.parametrize("other", ["SGD(0.01, momentum=0.5)", "SGD(0.005, clip)"])
 def test_the_hypergradient_of_n_with_two_groups(shape, other):
@@ -380,6 +380,7 @@ def test_the_hypergradient_of_n_with_two_groups(shape, other):
     check_n([wrapped(given, base, STILL) for base in ("SGD(0.01, momentum=0.5)", other)], shape, groups=2)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("clip", ["", ", clip"])
 def test_the_hypergradient_of_n_where_kernels_are_compiled(clip, monkeypatch):
     """The programs of the kernels, run as they are."""
@@ -549,6 +550,7 @@ def test_zero_grad_forgets(shape):
     assert_same(found[1], found[0])
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("shape", ["[B]", "[]"])
 def test_zero_grad_may_stand_between_loss_and_backward(shape):
     """Also where a step was left out before."""
@@ -594,7 +596,7 @@ RICH = "ALRC(Adam(0.02, clip), track_limited, n=0.3, mean0=0.6, square0=0.8) / S
 ESTIMATED = "ALRC(SGD(0.01, momentum=0.5), n=0.3, overestimate=1.0) / SGD(0.1)"
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize("text", [RICH, ESTIMATED])
 @pytest.mark.parametrize("at", [0, 1, 4, 8])
 def test_saved_and_loaded_in_mid_run_goes_on_bit_for_bit(text, at):
@@ -638,6 +640,7 @@ def test_a_state_of_another_wrapper_is_refused(foreign):
     assert_same(seen(opt), before)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("shape", ["[B]", "[]"])
 def test_a_model_converted_in_mid_run_goes_on(shape):
     """As the same in single precision throughout, to single's rounding."""
@@ -755,7 +758,7 @@ def test_every_option_says_what_it_is():
 # ---- devices
 
 
-@pytest.mark.sampled(9)
+@pytest.mark.sampled(27)
 @by_case
 @pytest.mark.parametrize("shape", SHAPES)
 def test_limiting_looks_at_no_value(case, shape):

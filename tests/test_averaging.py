@@ -458,7 +458,7 @@ PRIMARIES = {
 }
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize("text", PRIMARIES)
 def test_auto_is_the_loop_written_out(text):
     """60 steps in float64, from a rate that the bound makes smaller too."""
@@ -500,6 +500,7 @@ def adam(h, state, g, t):
     return -rate * (m / (1 - beta1**t)) / ((v / (1 - beta2**t)).sqrt() + 1e-8), torch.stack([m, v])
 
 
+@pytest.mark.slow
 def test_betas_are_learned_by_what_is_carried_along():
     """Tangents of the weights' distance to their average and of the moments, by torch.autograd.functional.jvp."""
     kappa, decay, warmup, every = 0.3, 0.9, 5, 6

@@ -96,7 +96,7 @@ def captured(opt):
     return step
 
 
-@pytest.mark.sampled(8)
+@pytest.mark.sampled(33)
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("text", [*STACKS, *(f"{name} / SGD(1e-5)" for name in RULES)])
 def test_a_step_can_be_replayed(text, fused, as_on_a_device, monkeypatch):

@@ -230,6 +230,7 @@ def test_explain_shows_what_is_shared_and_for_how_long_it_is_learned():
     assert "lr = 0.001  learned by level 1 as lin for 1,000 steps, shared" in text
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("width", [60, 80])
 def test_rules_lists_every_rule_and_transform(width):
     text = ok("rules", columns=width)

@@ -98,6 +98,7 @@ def test_the_scale_of_the_loss_does_not_matter():
     assert_close(*(tower.hyperparameters() for tower in towers), 1e-12)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("k", [1, 2])
 def test_every_upper_level(k):
     """Level 2 gets what level 1's update makes of it."""
@@ -157,6 +158,7 @@ def test_nothing_to_learn():
     assert all(torch.isfinite(p).all() for p in params)
 
 
+@pytest.mark.slow
 def test_on_the_meta_device():
     params = tensors(device="meta", shapes=SMALL)
     tower = Tower(hs.parse("Adam(per_tensor(0.01)) / SGD(0.1, clip=cosine) / SGD(0.1, clip=cosine)"), params)

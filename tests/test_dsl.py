@@ -640,6 +640,7 @@ def test_any_text_is_a_stack_or_a_stack_error(text):
     read(text)
 
 
+@pytest.mark.slow
 @settings(repeatable, max_examples=200)
 @given(words=st.lists(st.sampled_from(WORDS), max_size=20))
 def test_any_words_are_a_stack_or_a_stack_error(words):
@@ -647,6 +648,7 @@ def test_any_words_are_a_stack_or_a_stack_error(words):
     read(f"Adam({' '.join(words)})")
 
 
+@pytest.mark.slow
 @settings(repeatable, max_examples=100)
 @given(stack=stacks, data=st.data())
 def test_a_stack_with_something_wrong_in_it_is_a_stack_or_a_stack_error(stack, data):
@@ -689,6 +691,7 @@ ENDLESS = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("text", ENDLESS.values(), ids=ENDLESS)
 def test_huge_and_deep_texts_are_refused_at_once(text):
     before = time.perf_counter()

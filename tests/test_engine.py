@@ -147,7 +147,7 @@ PUBLISHED = {
 }
 
 
-@pytest.mark.sampled(7)
+@pytest.mark.sampled(15)
 @pytest.mark.usefixtures("float64_by_default")
 @pytest.mark.parametrize("text", PUBLISHED)
 def test_the_trajectory_of_the_published_implementation(text):
@@ -202,7 +202,7 @@ def follow(stack, steps=7, nonfinite="skip", schedule=lambda t: 1.0, grads=None,
     return tower
 
 
-@pytest.mark.sampled(9)
+@pytest.mark.sampled(37)
 @by_pair
 def test_two_clipped_levels_as_the_slow_tower(lower, upper):
     stack = asked(RULES[lower], clip=True, **calm(lower, upper)) / asked(RULES[upper], lr=hs.learned(0.01), clip=True)
@@ -283,6 +283,7 @@ def test_numbers_in_host_memory_are_computed_as_torch_does(names, monkeypatch):
     assert_close(as_floats, taken(stack, grads), 1e-11, 1e-13)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("nonfinite", ["skip", "propagate"])
 @pytest.mark.parametrize("upper", ["SGD(1e-150, clip, momentum=0.5)", "Adam(log(1e-3), clip)", "RMSProp(square(1e-3))"])
 def test_infinite_numbers_in_host_memory_are_as_in_torch(upper, nonfinite, monkeypatch):
@@ -304,7 +305,7 @@ def layers(*names, **per_level):
     )
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(13)
 @by_pair
 def test_every_pair_makes_finite_steps(lower, upper):
     """As they come, in float32; what they do with everything learned and clipped is compared above."""
@@ -360,7 +361,7 @@ def test_gradients_that_are_missing_and_no_guard_on_the_meta_device(name):
     assert all(x.device.type == "meta" for x in tower.hypergradients().values())
 
 
-@pytest.mark.sampled(7)
+@pytest.mark.sampled(29)
 @pytest.mark.parametrize("names", TRIPLES, ids="-".join)
 def test_the_climb_runs_on_python_floats(names, monkeypatch):
     """Every operation that the rules use on hyperparameters is known there; without one, steps take far longer."""
@@ -403,6 +404,7 @@ MANY = [text.replace("AdamW", "AdamW(weight_decay=0)") for text in MANY]  # deca
 by_text = pytest.mark.parametrize("text", MANY)
 
 
+@pytest.mark.sampled(5)
 @by_text
 def test_the_first_step_changes_no_hyperparameter(text):
     params = tensors()
@@ -414,6 +416,7 @@ def test_the_first_step_changes_no_hyperparameter(text):
     assert not torch.equal(params[0], tensors()[0])
 
 
+@pytest.mark.sampled(7)
 @by_text
 def test_gradients_that_are_all_zero_move_nothing(text):
     params = tensors()
@@ -567,6 +570,7 @@ def test_results_do_not_depend_on_the_size_of_blocks(size, monkeypatch):
     assert_close(cut, whole, 1e-12)
 
 
+@pytest.mark.slow
 def test_a_tensor_larger_than_a_block(monkeypatch):
     big = buffers.BLOCK + 3
     cut, most = in_blocks_of(buffers.BLOCK, monkeypatch, big, 3)

@@ -61,7 +61,7 @@ def learning(name, **options):
 MORE = {"clip": True, "lr": hs.learned(hs.per_tensor(0.01))}
 
 
-@pytest.mark.sampled(8)
+@pytest.mark.sampled(17)
 @pytest.mark.parametrize("name", RULES)
 @pytest.mark.parametrize(
     "options", [pytest.param({}, id="plain"), pytest.param(MORE, id="more", marks=pytest.mark.slow)]
@@ -73,7 +73,7 @@ def test_every_rule(name, options, small_blocks, uncompiled):
     assert_close(run(stack, True, False), eager, 1e-12, 1e-12)
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(13)
 @pytest.mark.parametrize("name", RULES)
 def test_one_level(name, small_blocks, uncompiled):
     assert_close(run(hs.Stack([RULES[name]()]), True), run(hs.Stack([RULES[name]()]), False), 1e-12, 1e-14)

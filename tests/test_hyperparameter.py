@@ -60,6 +60,7 @@ def message(error):
 # Bijections
 
 
+@pytest.mark.sampled(5)
 @each_bijection
 @repeatable
 @given(data=st.data())
@@ -86,6 +87,7 @@ def test_the_derivative_of_a_bijection_against_central_differences(bijection, ra
     assert abs(derivative - (high - low) / (up - down)) <= cut + rounding
 
 
+@pytest.mark.sampled(3)
 @each_bijection
 @repeatable
 @given(raw=st.floats(-15.0, 15.0).filter(lambda raw: abs(raw) > 1e-3))

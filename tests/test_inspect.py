@@ -213,6 +213,7 @@ def test_numbers_of_any_kind(tmp_path, x):
     json.loads(ok("inspect", "x", "--json"), parse_constant=pytest.fail)
 
 
+@pytest.mark.slow
 def test_64_levels(tmp_path):
     keys = [f"{k}.lr" for k in range(64)]
     made(tmp_path / "x", rows(30, 64), " / ".join(["SGD(0.1)"] * 64), keys)

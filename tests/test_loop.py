@@ -211,7 +211,7 @@ if len(sys.argv) > 2:
 """
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.slow
 @pytest.mark.parametrize(("more", "state"), [([], "finished"), (["fail"], "interrupted")])
 def test_one_line_is_enough(tmp_path, more, state):
     subprocess.run([sys.executable, "-c", PROGRAM, tmp_path / "run", *more], stderr=subprocess.DEVNULL, check=False)
@@ -248,6 +248,7 @@ def test_levels_are_told_apart_without_knowing_rules(text, found):
     assert levels(text) == found
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("content", ["[]", "{}", '{"task": "x"}', '{"task": 1, "stack": "Adam"}', "{"])
 def test_a_damaged_heading_is_refused(tmp_path, content):
     loop(tmp_path / "run")[2].close()

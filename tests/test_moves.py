@@ -116,7 +116,7 @@ def test_values_replaced_in_mid_run(way, form, stack):
     assert not torch.allclose(found[-1], run("cached", stack)[-1]), "the values do not matter"
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(9)
 @by_stack
 @by_form
 def test_strides_that_come_and_go(form, stack):
@@ -130,6 +130,7 @@ def test_strides_that_come_and_go(form, stack):
     assert_close(run(form, stack, change), run("cached", stack), 1e-12, 1e-12)
 
 
+@pytest.mark.sampled(5)
 @by_form
 def test_a_step_moves_the_storage_that_is_there_and_nothing_else(form):
     model = model_of()
@@ -181,7 +182,7 @@ def test_parameters_that_share_storage(form):
         assert_close(list(ours), list(theirs), 1e-12)
 
 
-@pytest.mark.sampled(9)
+@pytest.mark.sampled(19)
 @by_form
 @pytest.mark.parametrize("habit", ["zeroes", "spoils", "accumulates"])
 def test_gradients_changed_in_place_after_a_step(habit, form):
@@ -207,6 +208,7 @@ def test_gradients_changed_in_place_after_a_step(habit, form):
 NARROW = ["float64 bfloat16", "float32 bfloat16 float32", "float16 float64"]
 
 
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize("swaps", [False, True], ids=["data", "swap"])
 @pytest.mark.parametrize(
     "kinds",
@@ -237,7 +239,7 @@ def test_a_model_converted_in_mid_run(form, kinds, swaps, monkeypatch):
         assert_close(opt.hypergradients(), other.hypergradients(), 1e-4, 1e-5)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(7)
 @by_form
 def test_dtypes_side_by_side_and_a_conversion_between_backward_and_step(form):
     """Kernels for buffers of one size and several dtypes."""
@@ -273,7 +275,7 @@ def test_a_model_made_complex_is_refused_and_nothing_changed(form):
     assert all(torch.equal(p, h) for p, h in zip(model, held, strict=True))
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(7)
 @by_form
 def test_a_model_on_the_meta_device(form, monkeypatch):
     """Everything follows; what had values before has none to come back with, which is said."""
@@ -300,7 +302,7 @@ def test_a_model_to_the_gpu_and_back(form, stack):
 # ---- other shapes
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(9)
 @by_form
 @pytest.mark.parametrize("groups", [1, 2])
 def test_another_shape_is_refused_and_changes_nothing(groups, form):
@@ -328,7 +330,7 @@ def test_another_shape_is_refused_and_changes_nothing(groups, form):
 DUPLICATES = {"pickle": lambda opt: pickle.loads(pickle.dumps(opt)), "deepcopy": copy.deepcopy}
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(13)
 @by_form
 @pytest.mark.parametrize("then", FORMS)
 @pytest.mark.parametrize("way", [*(pytest.param(way, marks=pytest.mark.slow) for way in DUPLICATES), "state_dict"])

@@ -208,6 +208,7 @@ def test_tied_parameters_move_together():
     assert_close(list(ours.parameters()), list(theirs.parameters()), 1e-12)
 
 
+@pytest.mark.slow
 @settings(max_examples=5, deadline=None, derandomize=True)
 @given(
     st.lists(st.lists(st.booleans(), min_size=4, max_size=4), min_size=20, max_size=20), st.sampled_from([ALONE, FIXED])
@@ -387,6 +388,7 @@ def scheduled(params, opt, lr, name, steps=12):
     return factors
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("text", [ALONE, FIXED])
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_schedulers_multiply_the_rate(name, text):
@@ -464,7 +466,7 @@ def all_there(t, gs):
     return gs
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(25)
 @pytest.mark.parametrize("text", SAVED)
 def test_saved_and_loaded_in_mid_run_equals_the_straight_run(text):
     assert_same(*resumed(text, 3, 6, all_there))
@@ -568,6 +570,7 @@ def test_saving_and_loading_leave_no_second_copy_behind():
         assert set(each.state) == set(each.param_groups[0]["params"])
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["deepcopy", "pickle"]
 )

@@ -173,6 +173,7 @@ def test_a_resumed_run_goes_on_with_them_bit_for_bit(tmp_path, cut):
     assert_shown(other / "tensorboard", read_record(one / "record.jsonl"))
 
 
+@pytest.mark.slow
 def test_the_run_keeps_them_and_they_may_change(tmp_path):
     train_toy(tmp_path / "run", stop_at=7, stack=STACK, written=("csv",))
     ok("train", "toy", "--quiet", "--resume", "--epochs", 1, "--out", "run")

@@ -360,6 +360,7 @@ def test_several_lines_are_told_apart_without_colour():
     assert re.sub(r"\x1b\[\d*m", "", colored) == text
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("width", [4, 20, 40, 80, 140])
 @pytest.mark.parametrize("lines", [1, 3])
 @pytest.mark.parametrize("log", [False, True])
@@ -685,6 +686,7 @@ def test_files_are_never_overwritten(at_home, options):
     assert contents(at_home) == before
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_nothing(at_home, monkeypatch):
     write, asked = pictures._write, []
 

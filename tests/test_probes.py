@@ -127,6 +127,7 @@ def test_hs_auto_is_the_function_whatever_was_imported_first():
 # ---- going on
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("every", "stops"), [(1, (0, 7, 10, 11, 2 * BATCHES + 4)), (3, (13, 20))])
 def test_interrupted_in_a_window_it_goes_on_bit_for_bit(tmp_path, every, stops):
     changes = {"stack": AUTO, "record_every": every}
@@ -346,6 +347,7 @@ def run(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_the_screen(run):
     found, screen = hs.load_run(run), ok("inspect", run, columns=200)
     count = (found["step"][-1] - 1) // EVERY
@@ -410,6 +412,7 @@ def test_a_tower_at_work_shows_the_cosine(run):
         assert "-0.987" not in lines[3]
 
 
+@pytest.mark.slow
 def test_the_page_has_a_table_of_probes(run, tmp_path):
     pytest.importorskip("matplotlib")
     assert command("inspect", run, "--html", tmp_path / "page.html")[0] == 0

@@ -310,6 +310,7 @@ def test_saved_and_loaded_in_other_dtypes(dtype):
     assert {x.dtype for x in states} == {torch.float32}
 
 
+@pytest.mark.slow
 def test_saved_and_loaded_in_blocks(monkeypatch):
     monkeypatch.setattr(buffers, "BLOCK", 64)
     assert_same(*resumed(BETAS, EVERY + 1, missing=lambda t, gs: gs))
@@ -321,7 +322,7 @@ def mixed(params, stack):
     return HyperOptimizer(groups, stack)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [EVERY, EVERY - 1, 2 * EVERY])
 def test_saved_and_loaded_with_groups_of_several_stacks(at):
     assert_same(*resumed(AUTO, at, make=mixed))
@@ -432,6 +433,7 @@ def test_a_state_goes_on_with_kernels_and_without(compiled, monkeypatch):
 # ---- what changes in mid-run
 
 
+@pytest.mark.slow
 def test_parameters_of_another_dtype_in_mid_run():
     """The average, the window and what is carried along follow them."""
     for text in (AUTO, BETAS):
@@ -458,6 +460,7 @@ def test_a_step_without_any_gradient_is_no_step_of_a_window(text):
     assert_same([p.detach() for p in params], [p.detach() for p in alone])
 
 
+@pytest.mark.slow
 def test_a_frozen_layer_joins_later():
     """Its average starts where it is."""
     model = network()

@@ -39,6 +39,7 @@ def test_the_experiments():
     assert set(names()) == WANTED | {"rivals", "auto"}
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", sorted(WANTED))
 def test_a_file_is_well_formed(name):
     found = load(name)
@@ -292,6 +293,7 @@ def stored(path):
     return json.loads((path / "results.json").read_text())
 
 
+@pytest.mark.slow
 def test_less_than_an_epoch(tiny, tmp_path):
     """Some of the examples; nothing is judged by so few, and a sweep that goes on there takes the same."""
     code, output, _ = command("reproduce", "tiny", "--jobs", 1, "--scale", 0.1, "--out", "a", columns=100)
@@ -397,6 +399,7 @@ def test_fewer_seeds_are_judged(tiny, tmp_path):
     assert part["rows"][0]["verdict"] == NOT_REPRODUCED
 
 
+@pytest.mark.slow
 def test_more_seeds_than_published(tiny, tmp_path):
     _, output, _ = command("reproduce", "tiny", "--out", "a", "--jobs", 1, "--seeds", 4)
     assert "all of the work, with more seeds" in output
@@ -423,6 +426,7 @@ def test_accuracy_and_final_losses(tiny, tmp_path):
         assert gains == pytest.approx([sign * (alone[s] - clipped[s]) for s in "01"])
 
 
+@pytest.mark.slow
 def test_a_diverged_run_is_a_result(tiny, tmp_path):
     tiny["tiny"] = changed((*PART, "series", 0, "stack"), "SGD(0.01) / SGD(1e38) / SGD(1e38)")
     assert command("reproduce", "tiny", "--out", "a", "--jobs", 1, "--seeds", 2)[0] == 0
@@ -437,6 +441,7 @@ def test_a_diverged_run_is_a_result(tiny, tmp_path):
     assert (row["figures"], row["mean"], row["verdict"]) == ({"0": None, "1": None}, None, NOT_REPRODUCED)
 
 
+@pytest.mark.slow
 def test_pictures(tiny, tmp_path):
     arguments = ("reproduce", "tiny", "--out", "a", "--jobs", 1, "--scale", 0.34, "--plot", "--png", "a.png")
     code, output, remarks = command(*arguments, columns=80)

@@ -288,6 +288,7 @@ def test_a_whole_comparison(tiny, tmp_path):
     assert "AdamW, cosine: AdamW(λ), schedule cosine" in output
 
 
+@pytest.mark.slow
 def test_again_nothing_is_trained(tiny, tmp_path, monkeypatch):
     arguments = ("reproduce", "tiny", "--out", "a", "--part", "other", "--seeds", 2)
     assert command(*arguments, "--jobs", 1)[0] == 0
@@ -300,6 +301,7 @@ def test_again_nothing_is_trained(tiny, tmp_path, monkeypatch):
     assert json.loads(output)["not_run"] == [{"row": "toy", "published": "", "why": "left out by --part"}]
 
 
+@pytest.mark.slow
 def test_one_seed_and_pictures(tiny, tmp_path):
     arguments = ("--out", "a", "--part", "toy", "--scale", 0.2, "--jobs", 1, "--plot", "--png", "a.png")
     code, output, remarks = command("reproduce", "tiny", *arguments, columns=80)

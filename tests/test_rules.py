@@ -80,7 +80,7 @@ def beside(text, other):
         assert_close(ours, theirs, 1e-12)
 
 
-@pytest.mark.sampled(7)
+@pytest.mark.sampled(63)
 @by_case
 @pytest.mark.parametrize("upper", ["", " / SGD(0.0)"], ids=["alone", "measured"])
 def test_parity(case, upper):
@@ -88,7 +88,7 @@ def test_parity(case, upper):
     beside(case[0] + upper, case[1])
 
 
-@pytest.mark.sampled(17)
+@pytest.mark.sampled(51)
 @by_case
 def test_parity_in_float32(case):
     """Each of 12 steps rounds the state and the direction a few times: 100 ulp cover them."""
@@ -177,7 +177,7 @@ def test_a_level_above_learns_the_bound():
     assert (opt.hyperparameters()["0.trust_max"] > 1.1).all()
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(11)
 @pytest.mark.parametrize("block", [4, 60, 400])
 @pytest.mark.parametrize("text", ["LAMBC(0.02, trust_max=learned(per_tensor(1.0)))", "LAMBC(0.02, deviations=0.1)"])
 def test_ratios_of_whole_tensors_in_blocks_of_any_size(text, block, monkeypatch):
@@ -306,7 +306,7 @@ def check_hypergradients(stack, steps, at, schedule=1.0, flat=()):
     return tower
 
 
-@pytest.mark.sampled(65)
+@pytest.mark.sampled(131)
 @by_options
 def test_hypergradients_are_the_derivatives_of_the_last_update(rule, options):
     stack = asked(rule, **options) / hs.SGD(1e-4)
@@ -332,12 +332,14 @@ def test_hypergradients_of_one_number_a_tensor(rule):
     check_hypergradients(asked(rule, hs.per_tensor, **calmed) / upper / hs.SGD(1e-3), 10, AT[1:], 0.7)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("bijection", [hs.lin, hs.log, hs.square, hs.logit])
 def test_hypergradients_are_those_of_the_raw_tensor(bijection):
     level = hs.Adam(bijection(0.2), beta1=bijection(0.6), beta2=bijection(0.7), eps=hs.learned(bijection(0.3)))
     check_hypergradients(level / level / hs.SGD(1e-3), 5, (4,))
 
 
+@pytest.mark.slow
 def test_hypergradients_around_the_switch_of_radam():
     """It is between the fifth update and the sixth; before it β2 has no part in the step."""
     tower = check_hypergradients(hs.RAdam(eps=hs.learned(1e-8)) / hs.SGD(1e-9), 5, (3, 4), flat=("0.beta2", "0.eps"))
@@ -391,7 +393,7 @@ def levels_that_start_anywhere(rule):
 LEVELS = {str(level): level for rule in RULES.values() for level in levels_that_start_anywhere(rule)}
 
 
-@pytest.mark.sampled(17)
+@pytest.mark.sampled(35)
 @pytest.mark.parametrize("level", LEVELS.values(), ids=LEVELS)
 def test_gradients_that_are_exactly_zero_leave_everything_finite(level):
     """All are 0 in the first two steps, some in the next three, in one step all, and then some again."""
@@ -418,7 +420,7 @@ ALIVE = [rule() for rule in RULES.values()] + [
 ]
 
 
-@pytest.mark.sampled(15)
+@pytest.mark.sampled(45)
 @pytest.mark.parametrize("level", ALIVE, ids=str)
 def test_no_learned_hyperparameter_is_dead(level):
     """Over twelve steps each hypergradient differs from 0 at least once; what cannot must be declared fixed."""

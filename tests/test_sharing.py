@@ -140,7 +140,7 @@ def test_a_shared_rate_by_hand():
     assert_close([p.detach() for p in params], expected, 1e-12)
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(19)
 @by_stack
 @pytest.mark.parametrize("at", [1, 2, 5])
 def test_saved_and_loaded_in_mid_run(text, at):

@@ -115,7 +115,7 @@ def test_a_stack_is_an_immutable_value():
     assert stack == hs.Adam / hs.SGD
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(9)
 @every_rule
 def test_equality_sees_every_argument(rule):
     made = [rule(), rule(clip=True), rule(clip=Cumulative(skip_zeros=True)), rule(clip=[Cumulative, Cumulative])]

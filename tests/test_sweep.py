@@ -407,6 +407,7 @@ def test_two_sweeps_on_one_folder(tmp_path):
         pass
 
 
+@pytest.mark.slow
 def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
     swept_before, _, _ = swept(tmp_path / "sweep", stop=iter([*[False] * 25, *[True] * 99]).__next__)
     before = contents(tmp_path / "sweep")

@@ -147,6 +147,7 @@ def tiny(tmp_path, monkeypatch):
     return texts
 
 
+@pytest.mark.slow
 def test_shown_once_and_shown_again(tiny, tmp_path, monkeypatch):
     pictured = ("--published", "tiny", "--plot", "--png")
     code, output, remarks = command(*SWEEP, "--seeds", 2, "--jobs", 1, "--out", "a", *pictured, "a.png", columns=110)
@@ -203,6 +204,7 @@ WRONG = {
 }  # fmt: skip
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("wrong", WRONG)
 def test_what_cannot_be_shown_is_refused_before_anything_is_trained(wrong, tiny, tmp_path):
     (tmp_path / "there").write_text("mine")

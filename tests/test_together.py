@@ -67,7 +67,7 @@ pairs = [
 ]
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(15)
 @pytest.mark.parametrize(("lower", "upper"), pairs)
 def test_each_run_is_the_one_alone(lower, upper):
     follow(stacks(lower, upper))
@@ -102,18 +102,20 @@ def some(chosen, fast):
     return [pytest.param(name, marks=() if name in fast else pytest.mark.slow) for name in chosen]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("clip", some([name for name in CLIPS if name != "cosine"], ("agc", "percentile", "norm")))
 def test_with_every_transform_on_the_primary_level(clip):
     follow([hs.parse(f"Adam({0.01 * (1 + r)}, clip=[{CLIPS[clip]}]) / SGD(1e-4, clip)") for r in range(RUNS)])
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("clip", some(CLIPS, ("cosine", "cumulative", "adaptive")))
 def test_with_every_transform_on_the_level_above(clip):
     lower = "Adam(0.01, beta1=fixed(0.9), beta2=fixed(0.99))"  # whose hypergradients are rounding alone at first
     follow([hs.parse(f"{lower} / SGD({1e-5 * (1 + r)}, clip=[{CLIPS[clip]}]) / SGD(1e-8)") for r in range(RUNS)])
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(11)
 @pytest.mark.parametrize(
     "text",
     [
@@ -131,6 +133,7 @@ def test_stacks_of_every_kind(text):
     follow([hs.parse(text.format(0.01 * (1 + r))) for r in range(RUNS)])
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("block", [pytest.param(16, marks=pytest.mark.slow), 64, 500])
 def test_however_the_work_is_cut_up(block, monkeypatch):
     """Blocks of one run or several, pieces of one tensor, and several tensors together."""
@@ -155,7 +158,7 @@ def in_kernels(text, monkeypatch):
     follow([hs.parse(text.format(0.01 * (1 + r))) for r in range(RUNS)], shapes=((9, 40), (5,), (2, 3)), fused=True)
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.slow
 @pytest.mark.parametrize("text", KERNELS)
 def test_as_for_kernels(text, monkeypatch):
     """What torch.compile would be given, uncompiled."""
@@ -349,6 +352,7 @@ def test_a_diverged_run_ends_by_itself():
         assert x["test_error"] == pytest.approx(alone(cells[r], Exact(), EXACT)[1]["test_error"], abs=1e-12)
 
 
+@pytest.mark.slow
 def test_in_float32_as_the_trainer():
     cells = plans(TEXTS, (0, 1))
     for r, x in Block(cells, Calm(), DATA).run():

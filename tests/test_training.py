@@ -259,7 +259,7 @@ DAMAGES = {
 }  # fmt: skip
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize("kind", DAMAGES)
 def test_a_checkpoint_that_lacks_something_is_refused(stopped, kind):
     damage(stopped, DAMAGES[kind])
@@ -277,6 +277,7 @@ def flipped(content):
     return content[:500] + bytes([content[500] ^ 0xFF]) + content[501:]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("change", [truncated, lambda content: b"", lambda content: b"checkpoint", flipped])
 def test_a_damaged_checkpoint_file_is_refused(stopped, change):
     file = stopped / "checkpoint.pt"
@@ -316,6 +317,7 @@ RECORDS = {
 }
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("kind", RECORDS)
 def test_a_record_that_does_not_reach_the_checkpoint_is_refused(stopped, kind):
     file, change = stopped / "record.jsonl", RECORDS[kind]

@@ -165,7 +165,7 @@ FACTORS = [
 ]
 
 
-@pytest.mark.sampled(13)
+@pytest.mark.sampled(39)
 @every_dtype
 @every_shape
 @pytest.mark.parametrize("per", ["tensor", "level"])
@@ -237,6 +237,7 @@ def units_of(x):
     return [row.reshape(-1).tolist() for row in x] if x.dim() > 1 else [x.reshape(-1).tolist()]
 
 
+@pytest.mark.sampled(5)
 @every_dtype
 @pytest.mark.parametrize("shapes", [UNITS, [(), (1, 1), ()]], ids=["tensors", "numbers"])
 @pytest.mark.parametrize(("ratio", "eps"), [(0.01, 1e-3), (0.5, 2.0)])
@@ -259,6 +260,7 @@ def test_agc_against_its_transcription(ratio, eps, shapes, dtype):
     assert changed > 0 < passed
 
 
+@pytest.mark.sampled(3)
 @every_dtype
 @pytest.mark.parametrize("shapes", [UNITS, [(), (1, 1), ()]], ids=["tensors", "numbers"])
 def test_centralize_against_its_transcription(shapes, dtype):
@@ -298,7 +300,7 @@ def test_cumulative_on_a_steady_gradient_after_one_zero_step():
             same(after, (expected * steady).tolist(), 1e-13)
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(11)
 @every_transform
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_number_that_is_not_finite_leaves_no_trace(bad, transform):
@@ -322,7 +324,7 @@ def test_a_number_that_is_not_finite_leaves_no_trace(bad, transform):
         assert_same([one, straight], [other, interrupted])
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(15)
 @every_shape
 @every_transform
 def test_what_a_transform_preserves(transform, shapes):
@@ -416,7 +418,7 @@ def test_a_pattern_of_names_leaves_the_others_alone(transform, shapes):
         assert (factor[rest] == 1).all()
 
 
-@pytest.mark.sampled(7)
+@pytest.mark.sampled(15)
 @every_dtype
 @every_shape
 @every_transform
@@ -487,7 +489,7 @@ def climb(stack, fused=False, steps=7):
     return [*params, *(x for found in read for x in found.values())]
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(21)
 @every_transform
 def test_every_transform_on_every_level_makes_finite_steps(transform):
     found = climb(stack_of(transform))
@@ -508,7 +510,7 @@ def test_blocks_and_kernels_change_nothing(transform, monkeypatch):
         assert_close(climb(stack_of(transform), fused), whole, 1e-9)
 
 
-@pytest.mark.sampled(7)
+@pytest.mark.sampled(21)
 @every_transform
 def test_on_an_upper_level_it_does_what_it_does_alone(transform):
     """There it is recorded, and replayed."""
@@ -568,7 +570,7 @@ def test_the_norm_of_a_level_is_of_all_that_has_a_gradient(fused, monkeypatch):
     assert len(tower.buckets) > 1
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(19)
 @every_transform
 def test_saved_and_loaded_in_mid_run(transform):
     def made(params):

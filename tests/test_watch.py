@@ -102,6 +102,7 @@ def test_the_same_rows_written_again_are_no_news(tmp_path):
     assert (follower.look(), follower.count, follower.restarts) == (8, 20, 0)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("blocks", [(30_000,), (1, 4095, 3, 9000, 7, 16_894)])
 def test_the_past_is_thinned_evenly(tmp_path, blocks):
     path, last = tmp_path / "record.jsonl", 0
@@ -213,6 +214,7 @@ def test_a_folder_that_stays_empty_is_refused_after_a_while(folder, monkeypatch)
     assert command("watch", "empty")[0] == 2
 
 
+@pytest.mark.slow
 def test_a_run_that_is_about_to_begin_is_waited_for(tmp_path):
     (tmp_path / "run").mkdir()
     timer = threading.Timer(0.5, lambda: train_toy(tmp_path / "run", epochs=1))
