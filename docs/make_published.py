@@ -17,7 +17,7 @@ from hyperstack.experiments.experiment import load, names
 from hyperstack.experiments.verdicts import INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED, RULE
 from hyperstack.reports.text import number
 from hyperstack.schedule import CONSTANT
-from hyperstack_cli.published import measured, part_line, plus_minus, scale_line
+from hyperstack_cli.published import difference, measured, part_line, plus_minus, scale_line
 from hyperstack_cli.standing import errors, summary
 
 HERE = Path(__file__).parent
@@ -160,7 +160,7 @@ def claims(part: dict[str, Any]) -> str:
     for claim in part["claims"]:
         gain = "" if claim["mean"] is None else f"{claim['mean']:.2f}{plus_minus(claim['half'])}"
         rows.append([claim["says"], gain, claim["verdict"]])
-    return table(["claim", "better by", "verdict"], rows, range(1, 2))
+    return table(["claim", difference(part["claims"]), "verdict"], rows, range(1, 2))
 
 
 def not_run(each: dict[str, Any]) -> str:

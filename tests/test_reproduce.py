@@ -457,21 +457,24 @@ def test_pictures(tiny, tmp_path):
 WRONG = {
     "no name": ((), "--list"),
     "a name": (("tony",), "no experiment 'tony'"),
-    "scale": (("tiny", "--scale", 0), "0 is no share"),
-    "too much": (("tiny", "--scale", 1.5), "1.5 is no share"),
-    "not a number": (("tiny", "--scale", "nan"), "nan is no share"),
+    "scale": (("tiny", "--scale", 0), "0 is not a share"),
+    "too much": (("tiny", "--scale", 1.5), "1.5 is not a share"),
+    "not a number": (("tiny", "--scale", "nan"), "nan is not a share"),
     "a part": (("tiny", "--part", "ty"), "no part 'ty'"),
     "resume of nothing": (("tiny", "--resume"), "--resume needs the folder"),
     "resume elsewhere": (("tiny", "--resume", "--out", "."), "cannot read"),
     "taken": (("tiny", "--out", "taken"), "exists already"),
     "another scale": (("tiny", "--out", "taken", "--resume", "--scale", 0.5), "has another scale"),
     "fewer seeds": (("tiny", "--out", "taken", "--resume", "--seeds", 1), "has other seeds"),
-    "a picture": (("tiny", "--png", "taken/results.json"), "exists already"),
+    "a picture": (("tiny", "--png", "taken/results.json"), "taken/results.json is not named as a PNG"),
+    "a picture there": (("tiny", "--png", "there.png"), "exists already"),
+    "many seeds": (("tiny", "--out", "taken", "--resume", "--seeds", 10**4), "say that you mean it with --yes"),
 }
 
 
 def test_wrong_input(tiny, tmp_path):
     assert command("reproduce", "tiny", "--out", "taken", "--scale", 0.1, "--seeds", 2, "--jobs", 1)[0] == 0
+    (tmp_path / "there.png").touch()
     real = {"tony": "tony"}
     before = contents(tmp_path)
     for what, (arguments, message) in WRONG.items():

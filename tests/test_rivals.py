@@ -27,7 +27,7 @@ from hyperstack.sweep.final import FinalLoss
 from hyperstack.tasks import TASKS, Data
 from hyperstack.training import Trainer
 from hyperstack_cli.screen import out
-from hyperstack_cli.standing import comparison_pictures, show_comparison, summary
+from hyperstack_cli.standing import comparison_pictures, errors, show_comparison, summary
 
 # ---- the optimizers of other packages
 
@@ -268,7 +268,8 @@ def test_a_whole_comparison(tiny, tmp_path):
     found = stored(tmp_path / "whole")
     assert [part["name"] for part in found["parts"]] == ["toy", "other"]
     assert (found["share"], found["not_run"]) == (1, [])
-    assert "72/72  other/prodigy  prodigy(0.1)  seed 2" in remarks
+    assert "tiny · 72 runs, about a minute on two cores" in remarks
+    assert "72/72  other/prodigy  λ = 0.1  seed 2" in remarks
     part = found["parts"][0]
     assert (part["cells"], part["cells_done"]) == (36, 36)
     for each, place in zip(part["entrants"], ("a-tower", "adam", "adamw-cosine", "prodigy"), strict=True):
@@ -354,16 +355,19 @@ def test_an_outcome_before_all_have_ended(tiny, tmp_path):
     pieces = [piece for part in asked.chosen(found) for piece in asked.pieces(part)]
     nothing = outcome(found, asked, pieces, {})
     assert comparison_pictures(nothing) == []
-    assert nothing["parts"][0]["says"] == [
-        "A tower!, against 0 pairs of a rival and a start: wins 0, loses 0, undecided 0."
-    ]
+    assert nothing["parts"][0]["says"] == []
     one = outcome(found, asked, pieces, {"toy/adam": {0: {"test_error": 0.25, "diverged": False}}})
+    (adam,) = (each for each in one["parts"][0]["entrants"] if each["label"] == "Adam")
+    assert (adam["best"], adam["area"]["mean"]) == (None, None)
+    assert errors(one["parts"][0], 1)[2][1:] == ["25.0 of 1", "-", "-"]
     (panel,) = comparison_pictures(one)
     assert [(line.label, line.steps.tolist(), line.values.tolist()) for line in panel.lines] == [
         ("Adam", [1e-3], [25.0])
     ]
     figure.png([panel], tmp_path / "one.png")
-    assert summary(one["parts"][0], 1)[2] == ["Adam", "25.0", "0.001", "3", "", "-"]
+    assert summary(one["parts"][0], 1)[2] == ["Adam", "-", "-", "3", "", "-"]
+    both = outcome(found, asked, pieces, {"toy/adam": {i: {"test_error": 0.25, "diverged": False} for i in range(3)}})
+    assert summary(both["parts"][0], 1)[2][:3] == ["Adam", "25.0 ± 0.0", "0.001"]  # of one start two, of another one
     for each in (nothing, one):
         show_comparison(out(), each)
 

@@ -7,6 +7,7 @@ import json
 import math
 import multiprocessing
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -22,7 +23,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from toy import DATA, PLAN, Calm, Toy, command, contents
+from toy import BATCH, DATA, EXAMPLES, PLAN, Calm, Toy, command, contents
 
 from hyperstack.errors import InputError, RunError
 from hyperstack.sweep import planning
@@ -34,6 +35,7 @@ from hyperstack.sweep.planning import MOST, PROCESS, SweepPlan, blocks, bytes_of
 from hyperstack.sweep.run import sweep
 from hyperstack.sweep.table import rows
 from hyperstack.training import Trainer
+from hyperstack_cli.interrupt import Interrupt
 
 STACKS = ["Adam(0.01) / SGD(α)", "Adam(0.01) / SGD(α, clip)"]
 SWEEP = SweepPlan(
@@ -736,13 +738,47 @@ def test_a_sweep_may_grow(tmp_path):
     assert (code, "other stacks" in remarks, "name all of these and more" in remarks) == (2, True, True)
 
 
+def test_interrupted_before_a_cell_has_ended(elsewhere, monkeypatch, tmp_path):
+    """It shows no empty table, and how to go on as it was begun."""
+    monkeypatch.setattr(Interrupt, "__call__", lambda self: True)
+    began = ("sweep", "calm", "--grid", "α=1e-5,1e-3", "--out", "out", "--jobs", 1, "--png", "a picture.png")
+    code, output, remarks = command(*began)
+    assert (code, output) == (130, "")
+    assert remarks.splitlines()[-2:] == [
+        "interrupted, before a cell had ended; to go on:",
+        "  hyperstack sweep calm --out out --resume --jobs 1 --png 'a picture.png'",
+    ]
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert command(*shlex.split(remarks.splitlines()[-1])[1:])[0] == 0
+    assert (tmp_path / "a picture.png").exists()
+
+
+@pytest.mark.parametrize("task", ["calm", "toy"])  # together, and one after another
+def test_how_far_it_is(task, monkeypatch, tmp_path):
+    monkeypatch.setattr(running, "SAID", 0.0)
+    _, _, remarks = command("sweep", task, "--grid", "α=1e-5,1e-3", "--epochs", 1, "--out", tmp_path / "a", "--jobs", 1)
+    steps = -(-EXAMPLES // BATCH)
+    more = " and 1 more" if task == "calm" else ""
+    wanted = [f"step {i} of {steps}: Adam / SGD(1e-05), seed 0{more}" for i in range(steps)]
+    said = [line for line in remarks.splitlines() if line.startswith("step") and "1e-05" in line]
+    assert [line for line in said if line.endswith(f"seed 0{more}")] == wanted
+
+
+def test_json_has_what_the_file_has(finished):
+    _, output, _ = command("sweep", "calm", "--out", finished[0], "--resume", "--json", "--quiet")
+    assert output == (finished[0] / "results.json").read_text()
+    assert [row["α"] for row in json.loads(output)] == [1e-5, 1e-3]
+
+
 COMMANDS = {
     "no grid": ((), "leaves α open"),
     "a grid": (("--grid", "α=1,x"), "x of α is not a number"),
     "two grids": (("--grid", "α=1", "--grid", "α=2"), "α has two grids"),
     "a name": (("--grid", "α=1", "--grid", "β=2"), "no stack has a free name β"),
     "a stack": (("--stack", "Adm(α)", "--grid", "α=1"), "did you mean Adam?"),
-    "a value": (("--grid", "α=-1"), "outside"),
+    "a value": (("--grid", "α=-1"), "α = -1 does not fit into Adam / SGD(α)\nSGD's lr: -1.0 is outside"),
+    "not a PNG": (("--grid", "α=1", "--png", "a.jpg"), "write --png a.png"),
     "no seeds": (("--grid", "α=1", "--seeds", 0), "whole number from 1"),
     "many cells": (("--grid", "α=lin(0,1,1000)", "--grid", "β=lin(0,1,1000)", "--stack", "SGD(α) / SGD(β)"), "--yes"),
     "no values": (("--grid", "α="), "the grid of α is empty"),
@@ -750,7 +786,11 @@ COMMANDS = {
     "a folder": (("--grid", "α=1", "--out", "done"), "done exists already"),
     "resume of nothing": (("--resume",), "--resume needs the folder"),
     "resume of a foreign folder": (("--resume", "--out", "."), "holds no sweep"),
-    "resume of another": (("--resume", "--out", "done", "--grid", "α=1"), "another grid"),
+    "resume of another": (
+        ("--resume", "--out", "done", "--grid", "α=1"),
+        "  the sweep: --grid α=1e-05,0.001\n  asked:     --grid α=1.0\n",
+    ),
+    "resume of another task": (("--resume", "--out", "done"), "name that task"),
     "resume of less": (("--resume", "--out", "done", "--grid", "α=1e-3"), "name all of these and more"),
     "more epochs": (("--resume", "--out", "done", "--epochs", 9), "other epochs"),
 }
@@ -760,7 +800,8 @@ COMMANDS = {
 def test_wrong_input(wrong, finished, monkeypatch):
     monkeypatch.chdir(finished[0].parent)
     before = contents(finished[0].parent)
-    code, output, remarks = command("sweep", "calm", *COMMANDS[wrong][0])
+    task = "toy" if "another task" in wrong else "calm"
+    code, output, remarks = command("sweep", task, *COMMANDS[wrong][0])
     assert (code, output) == (2, "")
     assert COMMANDS[wrong][1] in remarks
     assert "Traceback" not in remarks

@@ -1,10 +1,15 @@
-"""Ends a run on request: Ctrl-C, and what a system sends to a process that is to end."""
+"""Ends a run on request: Ctrl-C, and what a system sends to a process that is to end; and how to go on with it."""
 
 from __future__ import annotations
 
+import shlex
 import signal
 from contextlib import suppress
 
+import click
+
+FORGOTTEN = ("jobs", "data_dir", "published", "plot", "png")
+"""Options, as parameters of a verb, that no folder remembers."""
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
@@ -42,3 +47,14 @@ class Interrupt:
     def exit_code(self) -> int:
         """What shells report of a program that a signal ended: 130 after Ctrl-C."""
         return 128 + (self.signum or signal.SIGINT)
+
+
+def as_before() -> str:
+    """The options of this call that it takes again to go on with it, with a blank before each."""
+    context = click.get_current_context()
+    found = ""
+    for option in context.command.params:
+        value = context.params.get(option.name or "")
+        if option.name in FORGOTTEN and value not in (None, False):
+            found += f" {option.opts[0]}" + ("" if value is True else f" {shlex.quote(str(value))}")
+    return found

@@ -57,6 +57,7 @@ def check_drawing(plot: bool, png: Path | None, as_json: bool) -> None:
     from hyperstack.reports.terminal import missing
 
     one_output(plot, as_json)
+    _check_name(png)
     check_free([png] if png is not None else [])
     for package, needed in (("uniplot", plot), ("matplotlib", png is not None)):
         if needed and importlib.util.find_spec(package) is None:
@@ -111,6 +112,7 @@ def show_panels(
     `made` makes the panels, `pictured` those of the file, where they are others.
     """
     pages = pages or {}
+    _check_name(png)
     check_free([file for file in (png, *pages) if file is not None])
     shown = made() if plot else []
     contents: dict[Path, bytes] = {}
@@ -186,6 +188,14 @@ def check_free(files: list[Path]) -> None:
             raise InputError(f"there is no folder {file.parent}", instead="make it, or choose another file")
     if len(set(files)) < len(files):
         raise InputError(f"{files[0]} is named twice", instead="choose another file for one of them")
+
+
+def _check_name(png: Path | None) -> None:
+    """An InputError where a picture is named as if it were of another format."""
+    from hyperstack.errors import InputError
+
+    if png is not None and png.suffix.lower() not in ("", ".png"):
+        raise InputError(f"{png} is not named as a PNG", instead=f"write --png {png.with_suffix('.png')}")
 
 
 def _exists(file: Path) -> Exception:

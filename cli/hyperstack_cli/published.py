@@ -34,6 +34,8 @@ def list_experiments(console: Console, experiments: list[AnyExperiment]) -> None
 
 def duration(hours: float) -> str:
     """Hours as people say them."""
+    if hours < 1 / 60:
+        return "a minute"
     return f"{hours * 60:.0f} min" if hours < 1 else f"{hours:,.0f} h"
 
 
@@ -89,7 +91,9 @@ def part_line(part: dict[str, Any]) -> str:
     seeds += f" of {part['seeds_asked']}" if len(part["seeds"]) < part["seeds_asked"] else ""
     course = part.get("schedule", CONSTANT)
     schedule = "" if course == CONSTANT else f", schedule {course}"
-    return f"{part['name']}: {part['task']}, {epochs}, batches of {part['batch_size']}, {seeds}{schedule}"
+    kept = part.get("examples", 1)
+    some = "" if kept == 1 else f", trained and tested with {100 * kept:.3g} % of the examples"
+    return f"{part['name']}: {part['task']}, {epochs}, batches of {part['batch_size']}, {seeds}{schedule}{some}"
 
 
 def measured(row: dict[str, Any], digits: int) -> str:
@@ -112,10 +116,15 @@ def item(mark: str, text: str) -> Table:
     return table
 
 
+def difference(claims: list[dict[str, Any]]) -> str:
+    """The heading of what claims come to: where likeness is claimed, no side is the better one."""
+    return "difference" if any(claim.get("within") is not None for claim in claims) else "better by"
+
+
 def _claims(claims: list[dict[str, Any]]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column("claim")
-    table.add_column("better by", justify="right", no_wrap=True)
+    table.add_column(difference(claims), justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     for claim in claims:
         gain = "" if claim["mean"] is None else f"{claim['mean']:.2f}{plus_minus(claim['half'])}"

@@ -79,7 +79,7 @@ class Whole(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.
             number = self.low - 1
         if number < self.low or (self.high is not None and number > self.high):
             top = "up" if self.high is None else f"to {self.high}"
-            self.fail(f"{str(value)!r} is no whole number from {self.low} {top}.", param, ctx)
+            self.fail(f"{str(value)!r} is not a whole number from {self.low} {top}.", param, ctx)
         return number
 
 

@@ -45,17 +45,19 @@ def written(entrant: dict[str, Any]) -> str:
 
 def errors(part: dict[str, Any], digits: int, between: str = " ") -> list[list[str]]:
     """A heading and a row for each entrant: its error from each start."""
-    rows = [[each["label"], *(_cell(row, digits, between) for row in each["rows"])] for each in part["entrants"]]
+    seeds = len(part["seeds"])
+    rows = [[each["label"], *(_cell(row, digits, between, seeds) for row in each["rows"])] for each in part["entrants"]]
     return [["", *(number(start) for start in part["starts"])], *rows]
 
 
-def _cell(row: dict[str, Any], digits: int, between: str) -> str:
-    """Mean and deviation, with a star where runs diverged."""
+def _cell(row: dict[str, Any], digits: int, between: str, seeds: int) -> str:
+    """Mean and deviation, with a star where runs diverged, and where some are still to come, of how many."""
     if row["mean"] is None:
         return "-"
     star = "*" if row["diverged"] else ""
     spread = "" if row["deviation"] is None else f"{between}± {row['deviation']:.{digits}f}"
-    return f"{row['mean']:.{digits}f}{star}{spread}"
+    so_far = "" if len(row["figures"]) == seeds else f"{between}of {len(row['figures'])}"
+    return f"{row['mean']:.{digits}f}{star}{spread}{so_far}"
 
 
 def summary(part: dict[str, Any], digits: int) -> list[list[str]]:
@@ -65,7 +67,7 @@ def summary(part: dict[str, Any], digits: int) -> list[list[str]]:
     """
     rows = [["", "best", f"at {START}", "of runs", "default", "area", "diverged"]]
     for each in part["entrants"]:
-        at = {row["start"]: _cell(row, digits, " ") for row in each["rows"]}
+        at = {row["start"]: _cell(row, digits, " ", len(part["seeds"])) for row in each["rows"]}
         total = each["area"]
         middle = "-" if total["mean"] is None else f"{total['mean']:.{digits}f}{plus_minus(total['half'], digits)}"
         diverged = sum(row["diverged"] for row in each["rows"])

@@ -67,7 +67,10 @@ class Showing:
 
         known = {stack: error for each in self.figures for stack, error in each.bound().items()}
         if self.as_json:
-            said = [{**results[i], **_published(known, results[i]["stack"])} for i in sorted(results)]
+            said = [
+                {"template": cells[i].template, **dict(cells[i].values), **result, **_published(known, result["stack"])}
+                for i, result in sorted(results.items())
+            ]
             click.echo(json.dumps(said, indent=1, ensure_ascii=False))
         else:
             self._print(plan, rows(cells, results), known, path)

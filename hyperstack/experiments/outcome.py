@@ -157,6 +157,7 @@ def _claim(experiment: Experiment, part: Part, plan: SweepPlan, claim: Claim, fi
     found = compared(gains, claim.within, plan.passes >= part.epochs) if gains and len(gains) == len(pairs) else None
     return {
         "says": says(part, claim),
+        "within": claim.within,
         "gains": gains,
         "mean": found.mean if found else None,
         "half": found.half if found else None,

@@ -19,8 +19,9 @@ RULE = (
     "ends with.",
     "Area: the mean of the error over log10 of the start, by the trapezoid rule: the sum of (e[i] + e[i+1]) / 2 · "
     "(log10 λ[i+1] - log10 λ[i]), divided by log10 of the last start over the first; with its 95 % t-interval.",
-    "Best: the start with the least mean error. It is chosen by the errors that are shown, which flatters whoever is "
-    "tuned, and it takes a run a seed from every start, so many in all; a tower at its default takes one.",
+    "Best: the start with the least mean error, of those that all seeds were trained from. It is chosen by the errors "
+    "that are shown, which flatters whoever is tuned, and it takes a run a seed from every start, so many in all; a "
+    "tower at its default takes one.",
     "A tower loses to a rival where the 95 % t-interval of the differences between runs of one seed lies wholly above "
     "0, and wins where it lies wholly below. A single seed has no interval, and decides nothing. There are many pairs, "
     "of which one in twenty is expected to be decided by chance.",
@@ -79,7 +80,7 @@ def _entrant(each: Entrant, piece: Piece, results: Mapping[float, Mapping[int, A
         row: dict[str, Any] = {"start": start, "figures": {str(seed): x for seed, x in figures.items()}}
         row |= _spread(list(figures.values()))
         rows.append({**row, "diverged": sum(bool(r["diverged"]) for r in results[start].values())})
-    known = [row for row in rows if row["mean"] is not None]
+    known = [row for row in rows if len(row["figures"]) == len(piece.plan.seeds)]
     whole = [seed for seed in piece.plan.seeds if all(seed in figures for figures in errors.values())]
     areas = [area({start: figures[seed] for start, figures in errors.items()}) for seed in whole]
     return {
@@ -115,15 +116,16 @@ def _duel(tower: str, rival: str, start: float, at: float, errors: Mapping[str, 
 
 
 def _at_default(tower: Entrant, rivals: Sequence[str], errors: Mapping[str, Errors]) -> dict[str, Any] | None:
-    """The tower at its default start against the best of all rivals, each at its best start."""
+    """The tower at its default start against the best of all rivals, each at its best of the starts with most seeds."""
+    seeds = max(len(figures) for own in errors.values() for figures in own.values())
     assert tower.default is not None
     means = {
         (rival, start): statistics.fmean(figures.values())
         for rival in rivals
         for start, figures in errors[rival].items()
-        if figures
+        if len(figures) == seeds > 0
     }
-    if not means or not errors[tower.label][tower.default]:
+    if not means or len(errors[tower.label][tower.default]) < seeds:
         return None
     rival, at = min(means, key=lambda place: means[place])
     duel = _duel(tower.label, rival, tower.default, at, errors)
@@ -137,6 +139,8 @@ def sentences(part: Mapping[str, Any]) -> list[str]:
     runs = {each["label"]: each["runs"] for each in part["entrants"]}
     for tower in dict.fromkeys(duel["tower"] for duel in part["duels"]):
         duels = [duel for duel in part["duels"] if duel["tower"] == tower and duel["mean"] is not None]
+        if not duels:
+            continue
         count = {verdict: sum(duel["verdict"] == verdict for duel in duels) for verdict in (WINS, LOSES, OPEN)}
         found.append(
             f"{tower}, against {len(duels)} pairs of a rival and a start: wins {count[WINS]}, loses {count[LOSES]}, "

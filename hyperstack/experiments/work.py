@@ -40,6 +40,14 @@ class Piece:
         """Epochs of all its runs, if these were the epochs and seeds."""
         return epochs * size(self.plan.stacks, self.plan.grid, seeds)
 
+    def results(self, path: Path) -> dict[int, dict[str, Any]]:
+        """What there is of it below a folder, by place in the plan."""
+        return SweepFolder(path / self.folder).results(self.plan, self.plan.cells())
+
+    def left(self, path: Path) -> float:
+        """The share of its runs that have no result there."""
+        return 1 - len(self.results(path)) / len(self.plan.cells())
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -122,9 +130,13 @@ def scaled(epochs: int, seeds: int, scale: float) -> tuple[int, int, float]:
     return min(epochs, math.floor(wanted / kept)), kept, 1.0
 
 
-def share(pieces: Sequence[Piece]) -> float:
-    """The share of the work of these pieces that their plans are; every epoch of a run counts alike."""
-    done = sum(piece.work(piece.plan.passes, len(piece.plan.seeds)) for piece in pieces)
+def share(pieces: Sequence[Piece], path: Path | None = None) -> float:
+    """The share of the work of these pieces that their plans are, or what of these has no result below `path`.
+
+    Every epoch of a run counts alike.
+    """
+    counts = [piece.left(path) if path else 1.0 for piece in pieces]
+    done = sum(c * p.work(p.plan.passes, len(p.plan.seeds)) for c, p in zip(counts, pieces, strict=True))
     return done / sum(piece.work(piece.part.epochs, piece.part.seeds) for piece in pieces)
 
 
@@ -136,6 +148,7 @@ def extent(pieces: Sequence[Piece], found: Results) -> dict[str, Any]:
         "task": part.task,
         "epochs": plan.passes,
         "epochs_published": part.epochs,
+        "examples": plan.share,
         "batch_size": part.batch_size,
         "seeds": plan.seeds,
         "seeds_asked": part.seeds,
@@ -144,12 +157,14 @@ def extent(pieces: Sequence[Piece], found: Results) -> dict[str, Any]:
     }
 
 
-def hours(experiment: AnyExperiment, pieces: Sequence[Piece]) -> float:
-    """About how long that takes on two CPU cores; parts on the user's own data are not in the experiment's hours."""
+def hours(experiment: AnyExperiment, pieces: Sequence[Piece], path: Path | None = None) -> float:
+    """About how long that takes on two CPU cores, or what has no result below `path`; parts on the user's own data are
+    not in the experiment's hours.
+    """
     by_part: dict[str, list[Piece]] = {}
     for piece in pieces:
         by_part.setdefault(piece.part.name, []).append(piece)
-    return sum(experiment.hours_of(own[0].part) * share(own) for own in by_part.values())
+    return sum(experiment.hours_of(own[0].part) * share(own, path) for own in by_part.values())
 
 
 def check_resumes(pieces: Sequence[Piece], path: Path) -> None:
@@ -178,7 +193,7 @@ def run(
     found: Results = {}
     for piece in pieces:
         part, plan, folder = piece.part, piece.plan, SweepFolder(path / piece.folder)
-        results = folder.results(plan, plan.cells())
+        results = piece.results(path)
         if len(results) < len(plan.cells()) and not stop():
             task = get_task(part.task)
             with device_failures():

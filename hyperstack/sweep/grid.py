@@ -90,8 +90,15 @@ def cells(templates: Sequence[str], grid: Mapping[str, Sequence[float]], seeds: 
         names = read_optimizer(template).free_names
         for values in product(*(grid[name] for name in names)):
             bound = Cell(template, tuple(zip(names, values, strict=True)), seeds[0])
-            stack = bound.stack
-            stack.resolve()
+            try:
+                stack = bound.stack
+                stack.resolve()
+            except InputError as error:
+                put = ", ".join(f"{name} = {value:g}" for name, value in bound.values)
+                if not put:
+                    raise
+                why = "\n".join(part for part in (str(error.what), error.why) if part)
+                raise InputError(f"{put} does not fit into {template}", why=why, instead=error.instead) from None
             text = str(stack)  # a hundredth of what a stack takes
             for seed in seeds:
                 found.setdefault((text, seed), Cell(template, bound.values, seed))

@@ -120,12 +120,23 @@ class SweepPlan:
             if name in ("device", "threads", "compile") or theirs == mine or grown.get(name):
                 continue
             raise InputError(
-                f"the sweep in this folder has {'other' if name.endswith('s') else 'another'} {name}",
-                why=f"  the sweep: {theirs}\n  asked:     {mine}",
-                instead="leave the option out to take the sweep's own, "
+                f"the sweep in this folder has {'other' if name.endswith('s') else 'another'} {name.replace('_', ' ')}",
+                why=f"  the sweep: {_option(name, theirs)}\n  asked:     {_option(name, mine)}",
+                instead=("name that task, " if name == "task" else "leave the option out to take the sweep's own, ")
                 + ("name all of these and more, " if name in grown else "")
                 + "or choose another --out",
             )
+
+
+def _option(name: str, value: Any) -> str:
+    """What a sweep was asked for, as it is written on the command line."""
+    if name == "stacks":
+        return " ".join(f'--stack "{stack}"' for stack in value)
+    if name == "grid":
+        return " ".join(f"--grid {key}={','.join(map(str, values))}" for key, values in value.items())
+    if name in ("task", "share"):
+        return str(value)
+    return f"--{name.replace('_', '-')} {len(value) if name == 'seeds' else value}"
 
 
 def blocks(plan: SweepPlan, of: Sequence[Cell], limit: int, jobs: int = 1) -> list[list[int]]:

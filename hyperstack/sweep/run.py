@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -32,6 +33,8 @@ from hyperstack.training import Trainer
 
 Result = dict[str, Any]
 Found = Iterator[tuple[int, Result]]
+SAID = 30.0
+"""Seconds between lines on how far the runs in hand are."""
 Report = str | tuple[int, Result]  # of a process: a remark, or a result with its place
 
 
@@ -99,7 +102,8 @@ def train_cells(
     torch.set_num_threads(plans[0].threads or torch.get_num_threads())
     if len(plans) > 1:
         try:
-            yield from Block(plans, task, data).run(stop)
+            block = Block(plans, task, data)
+            yield from block.run(_watched(stop, plans, block.planned, notify))
             return
         except CannotTogether as error:
             notify(f"one run after another: {error.why}")
@@ -107,10 +111,29 @@ def train_cells(
         if stop():
             return
         trainer = Trainer(plan, task, data)
-        recorder = FinalLoss(trainer.batches * plan.epochs, trainer.total)
-        trainer.run(recorder, stop)
+        steps = trainer.batches * plan.epochs
+        recorder = FinalLoss(steps, trainer.total)
+        trainer.run(recorder, _watched(stop, [plan], steps, notify))
         if trainer.finished:
             yield r, {**trainer.summary(), "final_loss": recorder.mean(), "together": 1}
+
+
+def _watched(
+    stop: Callable[[], bool], plans: Sequence[Plan], steps: int, notify: Callable[[str], None]
+) -> Callable[[], bool]:
+    """`stop`, which is asked at every step; now and then it says how far these runs are."""
+    done, said = 0, time.monotonic()
+    more = f" and {len(plans) - 1} more" if len(plans) > 1 else ""
+
+    def asked() -> bool:
+        nonlocal done, said
+        if time.monotonic() - said >= SAID:
+            said = time.monotonic()
+            notify(f"step {done:,} of {steps:,}: {plans[0].stack}, seed {plans[0].seed}{more}")
+        done += 1
+        return stop()
+
+    return asked
 
 
 def _here(

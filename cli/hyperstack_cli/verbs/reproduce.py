@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hyperstack.reports.text import percent
-from hyperstack_cli.interrupt import Interrupt
+from hyperstack_cli.interrupt import Interrupt, as_before
 from hyperstack_cli.options import POSITIVE, many_runs
 from hyperstack_cli.pictures import check_drawing, show_panels
 from hyperstack_cli.screen import err, out, silence
@@ -72,7 +72,7 @@ def command(
     """
     from hyperstack.errors import InputError
     from hyperstack.experiments import experiment as experiments
-    from hyperstack.experiments.work import check_resumes
+    from hyperstack.experiments.work import check_resumes, hours
     from hyperstack.telemetry.runfolder import RunFolder
     from hyperstack_cli.published import list_experiments
 
@@ -94,21 +94,24 @@ def command(
         check_resumes(pieces, path)
     elif path is not None:
         RunFolder.check_free(path)
-    if not resume:
-        _ask(experiment, pieces, yes)
+    if not resume or options["seeds"]:
+        _ask(hours(experiment, pieces, path if resume else None), name, yes)
     notify = (lambda line: None) if quiet else (lambda line: err().print(line, style="dim", soft_wrap=True))
     with ExitStack() as kept:
         place = _open(asked, path, resume, kept)
         found, code = _run(experiment, asked, pieces, place, data_dir, jobs, notify)
+        some = any(piece.left(place) < 1 for piece in pieces)
         try:
-            _show(found, place, as_json, quiet, plot, png)
+            if some:
+                _show(found, place, as_json, quiet, plot, png)
         except OSError:  # the terminal is what ended it
             if not code:
                 raise
             silence(sys.stdout)
     if code:
-        err().print("interrupted, with the finished runs kept; to go on:", soft_wrap=True)
-        err().print(f"  hyperstack reproduce {name} --out {shlex.quote(str(place))} --resume", soft_wrap=True)
+        said = "with the finished runs kept" if some else "before a run had ended"
+        again = f"hyperstack reproduce {name} --out {shlex.quote(str(place))} --resume{as_before()}"
+        err().print(f"interrupted, {said}; to go on:\n  {again}", soft_wrap=True)
         sys.exit(code)
 
 
@@ -121,7 +124,7 @@ def _asked(experiment: AnyExperiment, options: dict[str, Any], saved: Path | Non
     before = Asked.read(saved) if saved else None
     scale, seeds, parts = options["scale"], options["seeds"], list(options["chosen"])
     if scale is not None and not 0 < scale <= 1:
-        raise InputError(f"--scale {scale:g} is no share", instead="give a number above 0, to 1")
+        raise InputError(f"--scale {scale:g} is not a share of the work", instead="give a number above 0, to 1")
     if before is None:
         device = str(find_device(options["device"]))
         return Asked(experiment.name, 1.0 if scale is None else scale, seeds, parts, device, options["note"])
@@ -150,16 +153,14 @@ def _pieces(experiment: AnyExperiment, asked: Asked, data_dir: Path | None) -> l
     return [piece for part in chosen if data_dir is not None or not part.own_data for piece in asked.pieces(part)]
 
 
-def _ask(experiment: AnyExperiment, pieces: list[Piece], yes: bool) -> None:
+def _ask(needed: float, name: str, yes: bool) -> None:
     """An InputError where it takes very long and nobody says that this is meant."""
     from hyperstack.errors import InputError
-    from hyperstack.experiments.work import hours
     from hyperstack_cli.published import duration
 
-    needed = hours(experiment, pieces)
     if needed <= LONG or yes:
         return
-    what = f"{experiment.name} takes about {duration(needed)} on two cores"
+    what = f"{name} takes about {duration(needed)} on two cores"
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise InputError(what, instead="say that you mean it with --yes, or ask for less with --scale 0.1")
     click.confirm(f"{what}. Go on?", abort=True, err=True)
@@ -190,19 +191,26 @@ def _run(
     notify: Any,
 ) -> tuple[dict[str, Any], int]:
     """The outcome of all pieces, noted in the folder, and an exit code where it was interrupted."""
+    from hyperstack.experiments.comparison import START, Contest
     from hyperstack.experiments.outcome import outcome
-    from hyperstack.experiments.work import run, write_json
+    from hyperstack.experiments.work import hours, run, write_json
     from hyperstack.memory import keep_freed
+    from hyperstack_cli.published import duration
 
     keep_freed()
     total = sum(len(piece.plan.cells()) for piece in pieces)
-    done = 0
+    done = sum(len(piece.results(place)) for piece in pieces)
+    if done < total:
+        known = hours(experiment, pieces, place)
+        about = f", about {duration(known)} on two cores" if known else ""
+        notify(f"{experiment.name} · {total:,} runs" + (f", {done:,} of them done" if done else "") + about)
 
     def after_cell(piece: Piece, cell: Cell, result: dict[str, Any]) -> None:
         nonlocal done
         done += 1
         what = "diverged" if result["diverged"] else f"test error {percent(result['test_error'])}"
-        notify(f"{done:,}/{total:,}  {piece.folder}  {result['stack']}  seed {cell.seed}  {what}")
+        said = f"{START} = {dict(cell.values)[START]:g}" if isinstance(piece.part, Contest) else result["stack"]
+        notify(f"{done:,}/{total:,}  {piece.folder}  {said}  seed {cell.seed}  {what}")
 
     code = 0
     with Interrupt() as interrupt:

@@ -12,7 +12,7 @@ import click
 
 from hyperstack.reports.text import percent
 from hyperstack_cli.complete import task_names
-from hyperstack_cli.interrupt import Interrupt
+from hyperstack_cli.interrupt import Interrupt, as_before
 from hyperstack_cli.options import POSITIVE, many_runs
 from hyperstack_cli.screen import err, schedule_option, silence
 from hyperstack_cli.swept import Showing
@@ -215,7 +215,7 @@ def _sweep(
     cells = plan.cells()
     known = folder.results(plan, cells)
     done = len(known)
-    notify(f"{plan.task} · {len(cells):,} cells" + (f", {done:,} of them done" if done else ""))
+    notify(f"{plan.task} · {len(cells):,} cell{'s' * (len(cells) > 1)}" + (f", {done:,} of them done" if done else ""))
 
     def after_cell(cell: Cell, result: dict[str, Any]) -> None:
         nonlocal done
@@ -235,7 +235,8 @@ def _sweep(
     if ranks.rank:
         sys.exit(0 if len(results) == len(cells) else interrupt.exit_code)
     try:
-        showing.show(plan, cells, results, folder.path)
+        if results:
+            showing.show(plan, cells, results, folder.path)
     except OSError:  # the terminal is what ended it
         if len(results) == len(cells):
             raise
@@ -246,9 +247,10 @@ def _sweep(
 
 
 def _say_how_to_go_on(plan: SweepPlan, folder: SweepFolder) -> None:
-    err().print("interrupted, with the finished cells kept; to go on:", soft_wrap=True)
+    kept = "with the finished cells kept" if folder.results(plan, plan.cells()) else "before a cell had ended"
+    err().print(f"interrupted, {kept}; to go on:", soft_wrap=True)
     err().print(f"  {_again(plan, folder)}", soft_wrap=True)
 
 
 def _again(plan: SweepPlan, folder: SweepFolder) -> str:
-    return f"hyperstack sweep {shlex.quote(plan.task)} --out {shlex.quote(str(folder.path))} --resume"
+    return f"hyperstack sweep {shlex.quote(plan.task)} --out {shlex.quote(str(folder.path))} --resume{as_before()}"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hyperstack_cli.complete import task_names
-from hyperstack_cli.interrupt import Interrupt
+from hyperstack_cli.interrupt import Interrupt, as_before
 from hyperstack_cli.outcome import again, inspect_line, outcome
 from hyperstack_cli.screen import Whole, bound_stack, err, out, schedule_option, set_option, silence
 
@@ -227,7 +227,7 @@ def _train(plan: Plan, task: Task, data: Data, run: RunFolder, resume: bool, qui
             summary = train(plan, task, data, run, resume=resume, sinks=sinks, stop=interrupt, after_epoch=after_epoch)
     except KeyboardInterrupt:
         err().print("stopped at once; the run is as its last checkpoint has it, to go on:", soft_wrap=True)
-        err().print(f"  {again(plan.as_dict(), run.path, 0)}", soft_wrap=True)
+        err().print(f"  {again(plan.as_dict(), run.path, 0)}{as_before()}", soft_wrap=True)
         sys.exit(interrupt.exit_code)
     if summary["finished"]:
         _report(summary, run, quiet)
@@ -241,6 +241,8 @@ def _train(plan: Plan, task: Task, data: Data, run: RunFolder, resume: bool, qui
 
 def _report(summary: dict[str, Any], run: RunFolder, quiet: bool) -> None:
     lines = outcome(summary, summary, run.path)
+    if not summary["finished"]:
+        lines[-1] += as_before()
     if summary["finished"] and not quiet:
         lines += [f"run        {run.path}", inspect_line(run.path)]
     for line in lines:
