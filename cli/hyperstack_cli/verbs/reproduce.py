@@ -100,7 +100,7 @@ def command(
     with ExitStack() as kept:
         place = _open(asked, path, resume, kept)
         found, code = _run(experiment, asked, pieces, place, data_dir, jobs, notify)
-        some = any(piece.left(place) < 1 for piece in pieces)
+        some = any(part["cells_done"] for part in found["parts"])
         try:
             if some:
                 _show(found, place, as_json, quiet, plot, png)
