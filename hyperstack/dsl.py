@@ -28,7 +28,7 @@ from hyperstack.errors import InputError, StackError
 from hyperstack.hyperparameter import MODIFIERS, WORDS, Setting, as_setting, fixed_after, free
 from hyperstack.measuring import MEASURED
 from hyperstack.recipe import auto
-from hyperstack.rule import RULES, Rule, Stack, nearest
+from hyperstack.rule import RULES, Rule, Stack, nearest, unfinished
 from hyperstack.transforms import TRANSFORMS
 from hyperstack.wrapper import WRAPPERS, Wrapper
 
@@ -159,6 +159,8 @@ class _Reader:
                 self._note(node, "auto makes the first two levels of a stack, and stands at its beginning")
             elif name is None or name.id in {*WORDS, *TRANSFORMS, *MEASURED}:
                 self._note(node, "a rule was expected, such as Adam or SGD(1e-5)")
+            elif lacking := unfinished(name.id):
+                self._note(name, f"the rule {name.id} is not whole: it lacks {', '.join(lacking)}")
             else:
                 self._note(name, f"no rule is called {name.id}: {nearest(name.id, LEVELS)}")
             return None

@@ -45,6 +45,8 @@ def record(
     after: goes on with the run in `path` behind its step `after`, a multiple of `every`; rows behind it are dropped.
     sinks: where the rows go beside the record.
 
+    The columns are those of the param groups that there are now; groups that are added later have none.
+
     Raises InputError where `path` holds anything already, or with `after`, where its record does not reach that step
     or belongs to another stack; RunError, from a step, where the disk is full.
     """
@@ -80,7 +82,15 @@ class Recording:
 
         In a closure it is told once more in a step that begins with a probe: the last call before the step counts.
         """
-        self._loss = loss.detach() if isinstance(loss, Tensor) else torch.full_like(self._unknown, loss)
+        if not isinstance(loss, Tensor):
+            if not isinstance(loss, (int, float)):
+                raise InputError(
+                    f"the loss is a {type(loss).__name__}", instead="give a tensor of one number, or a number"
+                )
+            loss = torch.full_like(self._unknown, loss)
+        if loss.numel() != 1:
+            raise InputError(f"the loss has the shape {list(loss.shape)}", instead="give its mean, one number")
+        self._loss = loss.detach().reshape(())
 
     def result(self, *, test_error: float | None = None, **figures: float | str | None) -> None:
         """What came of it, for the summary: the test error, 0 to 1, and whatever else there is to say.

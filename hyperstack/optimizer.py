@@ -23,6 +23,13 @@ from hyperstack.rule import Rule, RuleType, Stack
 from hyperstack.sharing import step_together
 from hyperstack.wrapper import Wrapper
 
+CLOSURE = (
+    "write opt.step(closure), where closure() calls opt.zero_grad(), computes the loss, calls loss.backward() and "
+    "returns the loss"
+)
+FOREIGN = "load a state_dict that HyperOptimizer wrote"
+OUTSIDE = ("modified by an inplace operation", "backward through the graph a second time")
+"""What torch says of a loss that was computed before its weights were exchanged."""
 StackLike = Stack | Rule | RuleType | str
 
 
@@ -124,9 +131,14 @@ class HyperOptimizer(torch.optim.Optimizer):
         loss = None
         self._refuse_step(closure)
         if closure is not None:
-            self._probe(closure)
-            with torch.enable_grad():
+            blind = self._probe(closure)
+            known = self._versions() if blind else []
+            with torch.enable_grad(), _explained(any(self._averaging())):
                 loss = closure()
+            if known and self._versions() == known:
+                raise RunError(
+                    "the closure computes no gradients: those of this step are from outside of it", instead=CLOSURE
+                )
         grads = self._gradients()
         if len(self._towers) > 1:  # refuse before any of them has moved
             for tower, group, found in zip(self._towers, self.param_groups, grads, strict=True):
@@ -159,8 +171,7 @@ class HyperOptimizer(torch.optim.Optimizer):
             raise RunError(
                 "this stack measures hypergradients at averaged weights, and needs a closure",
                 why="it has to compute a gradient there",
-                instead="write opt.step(closure), where closure() calls opt.zero_grad(), computes the loss, calls"
-                " loss.backward() and returns the loss",
+                instead=CLOSURE,
             )
         if any(self._averaging()) and torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
             what = "a step of a stack that measures at averaged weights cannot be captured in a CUDA graph"
@@ -175,20 +186,27 @@ class HyperOptimizer(torch.optim.Optimizer):
             if isinstance(tower, AveragingTower):
                 yield tower, group["params"]
 
-    def _probe(self, closure: Callable[[], Any]) -> None:
-        """Where a measurement is due, have the closure find the gradients at the averages."""
+    def _versions(self) -> list[tuple[int, int]]:
+        """Which gradients there are, and how often each was written to."""
+        grads = [p.grad for group in self.param_groups for p in group["params"]]
+        return [(id(g), g._version) for g in grads if g is not None]
+
+    def _probe(self, closure: Callable[[], Any]) -> bool:
+        """Where a measurement is due, have the closure find the gradients at the averages; whether it found none."""
         if not any(tower.due for tower, _ in self._averaging()):
-            return
+            return False
         grads = [(p, p.grad) for group in self.param_groups for p in group["params"]]
         self._probing = True
         try:
-            with exchanged(self._averages()), unspoiled_buffers(), torch.enable_grad():
+            with exchanged(self._averages()), unspoiled_buffers(), torch.enable_grad(), _explained(True):
                 for p, _ in grads:
                     p.grad = None
                 closure()
+            blind = all(p.grad is None for p, _ in grads)
             for tower, group, found in zip(self._towers, self.param_groups, self._gradients(), strict=True):
                 if isinstance(tower, AveragingTower) and tower.due:
                     tower.measure(group["params"], found)
+            return blind
         finally:
             self._probing = False
             for p, grad in grads:
@@ -289,7 +307,9 @@ class HyperOptimizer(torch.optim.Optimizer):
         The next step is bit for bit the one that the saved optimizer would have made. A state of another stack, of
         another optimizer or of other shapes is an InputError, and changes nothing.
         """
-        groups = state_dict.get("param_groups", [])
+        groups = state_dict.get("param_groups")
+        if not isinstance(groups, list):
+            raise InputError("this is not a state of HyperOptimizer", instead=FOREIGN)
         towers = state_dict.get("state", {}).get("towers", {})
         if len(groups) != len(self.param_groups):
             what = f"this state has {len(groups)} param groups, the optimizer {len(self.param_groups)}"
@@ -369,6 +389,18 @@ class HyperOptimizer(torch.optim.Optimizer):
             yield (f"group{i}." if i else ""), tower
 
 
+@contextmanager
+def _explained(called_twice: bool) -> Iterator[None]:
+    """Says of a closure that is called twice what torch can't know: that its loss must be computed in it."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not called_twice or not any(said in str(error) for said in OUTSIDE):
+            raise
+        what = "the closure cannot compute its loss again: it was computed outside of it"
+        raise RunError(what, instead=CLOSURE) from error
+
+
 def _as_stack(stack: object) -> Stack:
     return parse(stack) if isinstance(stack, str) else Stack.of(stack)
 
@@ -386,6 +418,11 @@ def _refuse_unknown(group: dict[str, Any]) -> None:
             f"a param group has no {', '.join(map(repr, unknown))}",
             why="hyperparameters are part of the stack",
             instead='give the group its own stack: {"params": ..., "stack": "Adam(weight_decay=0.1) / SGD(1e-5)"}',
+        )
+    if float(group.get("lr", 1.0)) != 1.0:
+        raise InputError(
+            f"'lr' of a param group is the factor that schedulers set, 1.0 at first, and not {float(group['lr']):g}",
+            instead='for a rate of its own give the group its own stack: {"params": ..., "stack": "Adam(1e-4)"}',
         )
 
 
@@ -433,7 +470,7 @@ def _refuse_unmoved(stacks: list[str]) -> None:
 
 def _refuse_foreign(ours: dict[str, Any], theirs: dict[str, Any], tower: dict[str, Any] | None, i: int) -> None:
     if "stack" not in theirs or tower is None:
-        raise InputError("this is not a state of HyperOptimizer", instead="load a state_dict that HyperOptimizer wrote")
+        raise InputError("this is not a state of HyperOptimizer", instead=FOREIGN)
     if theirs["stack"] != ours["stack"]:
         raise InputError(
             "this state belongs to another stack",

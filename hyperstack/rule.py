@@ -64,6 +64,16 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"did you mean {lower[close[0]]}?" if close else "choose one of " + ", ".join(known)
 
 
+def unfinished(name: str) -> list[str]:
+    """What a rule of that name lacks, which was declared and not registered for it."""
+    waiting = Rule.__subclasses__()
+    for rule in waiting:
+        if rule.__name__ == name and rule.__abstractmethods__:
+            return sorted(rule.__abstractmethods__)
+        waiting += rule.__subclasses__()
+    return []
+
+
 class RuleType(ABCMeta):
     """Registers finished rules, and lets `/` work on the class: `Adam / SGD(1e-5)` needs no parentheses behind Adam."""
 

@@ -737,3 +737,15 @@ def test_a_mistake_does_not_hide_the_others():
         text = f"({a}) / ({b})"
         assert len(error_of(text).mistakes) == one + two
         check(error_of(text))
+
+
+def test_a_rule_that_is_not_whole_says_what_it_lacks():
+    class Halfway(hs.Rule):
+        lr = hs.Hyperparameter(0.1, hs.NON_NEGATIVE)
+
+        def init(self, p):
+            return {}
+
+    with pytest.raises(hs.StackError, match="the rule Halfway is not whole: it lacks coefficients, update"):
+        hs.parse("Halfway(0.1) / SGD")
+    assert Halfway.__abstractmethods__

@@ -121,6 +121,39 @@ def test_every_so_many_steps_and_losses_that_are_not_told(tmp_path):
     assert run["loss"][1] == 0.5
 
 
+@pytest.mark.parametrize("loss", [torch.ones(3), torch.ones(0), None, "0.5"])
+def test_a_loss_that_is_not_one_number_is_refused_at_once(loss, tmp_path):
+    model = torch.nn.Linear(4, 2)
+    opt = hs.HyperOptimizer(model.parameters(), STACK)
+    with hs.record(opt, tmp_path / "run") as recording:
+        with pytest.raises(hs.InputError, match="the loss "):
+            recording.loss(loss)
+        for told in (torch.full((1,), 0.25), 0.5, torch.tensor([[0.75]])):
+            model(torch.ones(1, 4)).sum().backward()
+            recording.loss(told)
+            opt.step()
+    assert hs.load_run(tmp_path / "run")["loss"].tolist() == [0.25, 0.5, 0.75]
+
+
+def test_a_state_that_is_loaded_while_it_records(tmp_path):
+    """The rows are those of the tower that the state makes, and not of the one before."""
+    saved = loop(steps=9)[1].state_dict()
+    model = torch.nn.Linear(4, 2)
+    opt = hs.HyperOptimizer(model.parameters(), STACK)
+    seen = []
+    with hs.record(opt, tmp_path / "run"):
+        for t in range(6):
+            if t == 3:
+                opt.load_state_dict(saved)
+            opt.zero_grad()
+            model(torch.randn(8, 4)).square().mean().backward()
+            opt.step()
+            seen.append([opt.hyperparameters()["0.lr"].item(), opt.hypergradients()["0.lr"].item()])
+    run = hs.load_run(tmp_path / "run")
+    assert abs(seen[3][0] - seen[2][0]) > 1e-6
+    np.testing.assert_allclose(np.stack([run["0.lr.value"], run["0.lr.grad"]], 1), seen, rtol=1e-12)
+
+
 def test_a_loop_goes_on_behind_a_step(tmp_path):
     loop(tmp_path / "run")[2].close()
     whole = hs.load_run(tmp_path / "run")

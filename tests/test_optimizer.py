@@ -240,7 +240,8 @@ def test_groups_have_towers_of_their_own():
     """Two groups in one optimizer are two optimizers."""
     together, apart = parameters(), parameters()
     stacks = [LEARNING, "SGD(0.1) / SGD(0.01)"]
-    opt = HyperOptimizer([{"params": together[:2]}, {"params": together[2:], "stack": stacks[1], "lr": 0.5}], stacks[0])
+    opt = HyperOptimizer([{"params": together[:2]}, {"params": together[2:], "stack": stacks[1]}], stacks[0])
+    opt.param_groups[1]["lr"] = 0.5
     others = [HyperOptimizer(ps, s) for ps, s in zip((apart[:2], apart[2:]), stacks, strict=True)]
     others[1].param_groups[0]["lr"] = 0.5
     for gs in gradients(6):
@@ -498,10 +499,29 @@ def test_saved_with_gradients_that_come_and_go(text, present, at):
     assert_same(*resumed(text, at, 7, missing))
 
 
+@pytest.mark.parametrize("rate", [1e-4, torch.tensor(0.5)])
+def test_a_rate_in_a_param_group_is_refused(rate):
+    """It would be taken for a factor of schedulers, and the group would hardly move."""
+    params = parameters()
+    opt = HyperOptimizer([{"params": params[:1], "lr": 1.0}], LEARNING)
+    for add in (opt.add_param_group, lambda group: HyperOptimizer([group], LEARNING)):
+        with pytest.raises(InputError, match="is the factor that schedulers set") as error:
+            add({"params": params[1:], "lr": rate})
+        assert "give the group its own stack" in str(error.value)
+    assert len(opt.param_groups) == 1
+
+
+@pytest.mark.parametrize("wrong", [{}, {"model": {}}, {"param_groups": None}, {"weight": torch.ones(2)}])
+def test_what_is_no_state_at_all(wrong):
+    with pytest.raises(InputError, match="not a state of HyperOptimizer"):
+        HyperOptimizer(parameters(), LEARNING).load_state_dict(wrong)
+
+
 def test_saved_with_several_groups_and_a_tensor_for_a_factor():
     def made(params):
-        groups = [{"params": params[:1], "lr": torch.tensor(0.5)}, {"params": params[1:], "stack": TALL}]
-        return HyperOptimizer(groups, LEARNING)
+        made = HyperOptimizer([{"params": params[:1]}, {"params": params[1:], "stack": TALL}], LEARNING)
+        made.param_groups[0]["lr"] = torch.tensor(0.5)
+        return made
 
     params = parameters()
     opt, grads = made(params), gradients(8)

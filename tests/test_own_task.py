@@ -194,12 +194,44 @@ def test_what_is_printed_to_go_on_with_can_be_typed(tmp_path):
     (tmp_path / "my tasks").mkdir()
     (tmp_path / "my tasks" / "tasks.py").write_text(
         FILE + "\n\nclass Stopped(Sides):\n    def losses(self, outputs, targets):\n        import signal\n\n"
-        "        signal.raise_signal(signal.SIGINT)\n        return super().losses(outputs, targets)\n"
+        "        if len(outputs) == 16:  # in training\n            signal.raise_signal(signal.SIGINT)\n"
+        "        return super().losses(outputs, targets)\n"
     )
     (tmp_path / "my tasks" / "beside.py").write_text("COUNT = 128\n")
     code, output, _ = command("train", "my tasks/tasks.py:Stopped", "--out", "run")
     assert code == 130
     assert "hyperstack train 'my tasks/tasks.py:Stopped' --out run --resume" in output
+
+
+TRIED = [
+    ("load(self, *_)", "return torch.ones(4, 2), torch.ones(4)", "load() gives a tuple", "a hyperstack.tasks.Data"),
+    ("load(self, *_)", "return Data(*[torch.ones(n, 2) for n in (4, 3, 4, 4)])", "4 train_inputs and 3 train_targets"),
+    ("load(self, *_)", "return Data(*[torch.ones(n, 2) for n in (4, 4, 0, 0)])", "0 test_inputs", "one at least"),
+    ("load(self, *_)", "return Data(*[[1.0]] * 4)", "train data that are no tensors"),
+    ("model(self)", "pass", "model() gives a NoneType", "a torch.nn.Module"),
+    ("model(self)", "return torch.nn.Linear", "model() gives the class Linear"),
+    ("model(self)", "return super().model().requires_grad_(False)", "without parameters to train"),
+    ("prepare(self, x, *_)", "return x", "prepare() gives float32 [4, 2]", "a pair"),
+    ("losses(self, *x)", "return super().losses(*x).mean()", "losses() gives float32 [] for 4 examples", "point, [4]"),
+    ("losses(self, *x)", "return super().losses(*x).mean().item()", "losses() gives a float for 4 examples"),
+    ("error(self, *x)", "return super().error(*x).mean()", "error() gives float32 [] for 4 examples"),
+    ("error(self, *x)", "return super().error(*x) > 0", "error() gives bool [4]"),
+    ("error(self, *x)", "return super().error(*x) * 100 + 60", "error() gives", "a number from 0 to 1"),
+    ("batch_size", "'20'", "batch_size is '20'", "a whole number from 1 up"),
+]
+
+
+@pytest.mark.parametrize("verb", ["train", "sweep"])
+@pytest.mark.parametrize(("name", "body", "said"), [pytest.param(n, b, said, id=said[0]) for n, b, *said in TRIED])
+def test_a_task_that_is_none_is_refused_before_anything_is_written(verb, name, body, said, tmp_path):
+    changed = f"def {name}:\n        {body}" if "(" in name else f"{name} = {body}"
+    (tmp_path / "mine" / "wrong.py").write_text(f"{FILE}\n\nclass Wrong(Sides):\n    {changed}\n")
+    before = contents(tmp_path)
+    code, output, remarks = command(verb, "mine/wrong.py:Wrong", *(["--grid", "α=1e-5"] if verb == "sweep" else []))
+    assert (code, output) == (2, ""), remarks
+    for each in ("the task sides: ", *said):
+        assert each in remarks
+    assert {path for path in contents(tmp_path) if "__pycache__" not in str(path)} == set(before)
 
 
 @pytest.mark.parametrize(

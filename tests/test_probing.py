@@ -119,6 +119,58 @@ def test_the_closure_is_called_twice_where_a_window_ends_and_first_at_the_averag
     assert not torch.equal(means[0], live[0])
 
 
+def test_a_closure_that_computes_no_gradients_is_refused_where_a_window_ends():
+    """Gradients from outside are those of the live weights: nothing would ever be measured, and nothing learned."""
+    model = network()
+    opt = HyperOptimizer(model.parameters(), AUTO)
+    for t, batch in enumerate(batches(EVERY + 1), 1):
+        opt.zero_grad()
+        loss = squares(model, batch).mean()
+        loss.backward()
+        before = seen(opt)
+        if t <= EVERY:
+            opt.step(lambda loss=loss: loss)
+    with pytest.raises(RunError, match=r"computes no gradients[\s\S]*loss.backward\(\)"):
+        opt.step(lambda: loss)
+    assert_same(seen(opt), before)
+    train(model, opt, batches(1))
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_a_loss_from_outside_of_the_closure_is_refused_where_a_window_ends(layers):
+    model = network()[:layers]
+    opt = HyperOptimizer(model.parameters(), AUTO)
+
+    def step(batch):
+        loss = model(batch[0]).square().mean()
+
+        def closure():
+            opt.zero_grad()
+            loss.backward()
+            return loss
+
+        opt.step(closure)
+
+    for batch in batches(EVERY):
+        step(batch)
+    weights = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(RunError, match="was computed outside of it"):
+        step(batches(1)[0])
+    assert_same([p.detach() for p in model.parameters()], weights)
+
+
+def test_what_else_a_closure_raises_is_its_own():
+    model = network()
+    opt = HyperOptimizer(model.parameters(), AUTO)
+
+    def broken():
+        raise RuntimeError("modified by somebody")
+
+    with pytest.raises(RuntimeError, match="modified by somebody") as error:
+        opt.step(broken)
+    assert not isinstance(error.value, RunError)
+
+
 def test_a_step_is_not_captured(monkeypatch):
     """A graph would replay the same step again and again, with a measurement or without."""
     model = network()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import difflib
+from pathlib import Path
+
+import torch
 
 from hyperstack.errors import InputError
 from hyperstack.tasks import own
-from hyperstack.tasks.base import Classifier, Data, Task
+from hyperstack.tasks.base import Classifier, Data, Notify, Task
 from hyperstack.tasks.cifar10 import CIFAR10
 from hyperstack.tasks.cifar10_resnet18 import CIFAR10ResNet18
 from hyperstack.tasks.imagefolder import ImageFolder
@@ -15,6 +18,7 @@ from hyperstack.tasks.mnist_networks import MNISTConv, MNISTReLU
 from hyperstack.tasks.own import same_task
 from hyperstack.tasks.spiral_completion import SpiralCompletion
 from hyperstack.tasks.supersample import Supersample, SupersampleQuartic
+from hyperstack.tasks.tried import try_out
 
 __all__ = [
     "CIFAR10",
@@ -31,6 +35,7 @@ __all__ = [
     "SupersampleQuartic",
     "Task",
     "get_task",
+    "load_data",
     "same_task",
 ]
 
@@ -62,3 +67,11 @@ def get_task(text: str) -> Task:
         why=f"the tasks are {', '.join(names)}",
         instead=f"use {(nearest or ['mnist'])[0]!r}, or a class in a file: path/to/file.py:MyTask",
     )
+
+
+def load_data(task: Task, data_dir: Path | None, device: torch.device, notify: Notify | None = None) -> Data:
+    """The data of a task; one that is not of `TASKS` is tried out with them first, which may raise an InputError."""
+    data = task.load(data_dir, device, notify)
+    if type(task) not in TASKS.values():
+        try_out(task, data, device)
+    return data

@@ -54,7 +54,7 @@ class Recorder:
         self, opt: HyperOptimizer, sinks: Sequence[Sink], every: int = 1, block: int = 256, seconds: float = 0.5
     ) -> None:
         self.every, self.seconds, self.sinks = every, seconds, list(sinks)
-        self._towers = list(opt.towers())
+        self._opt, self._towers = opt, list(opt.towers())  # load_state_dict makes others, of the same form
         first = self._towers[0][1].cells
         sizes = [size for _, tower in self._towers for size in (len(tower.cells), len(tower.found))]
         width, self._sizes = 2 + sum(sizes), sizes
@@ -88,7 +88,7 @@ class Recorder:
         number, found, cells = self._places[self._filled]
         number.fill_(step)
         found.copy_(loss)
-        for i, (_, tower) in enumerate(self._towers):
+        for i, (_, tower) in zip(range(len(self._towers)), self._opt.towers(), strict=False):
             cells[2 * i].copy_(tower.cells)
             cells[2 * i + 1].copy_(tower.found)
         self._filled += 1

@@ -112,7 +112,7 @@ def command(
     from hyperstack.errors import InputError
     from hyperstack.sweep.folder import SweepFolder
     from hyperstack.sweep.ranks import Ranks
-    from hyperstack.tasks import get_task, same_task
+    from hyperstack.tasks import get_task, load_data, same_task
     from hyperstack.telemetry.runfolder import RunFolder
 
     chosen = get_task(task)
@@ -132,7 +132,7 @@ def command(
             ranks.once(lambda: RunFolder.check_free(path))
         notify = (lambda line: None) if quiet else (lambda line: err().print(line, style="dim", soft_wrap=True))
         with device_failures():
-            data = chosen.load(data_dir, place, notify)
+            data = load_data(chosen, data_dir, place, notify)
         folder = ranks.once(lambda: _open(plan, folder, path, chosen.name, kept))
         _sweep(plan, chosen, data, folder, jobs, ranks, showing, notify)
 

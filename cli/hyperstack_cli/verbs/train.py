@@ -123,7 +123,7 @@ def command(
     the step in hand with a checkpoint, from which --resume continues bit for bit.
     """
     from hyperstack.devices import device_failures, find_device
-    from hyperstack.tasks import get_task, same_task
+    from hyperstack.tasks import get_task, load_data, same_task
     from hyperstack.telemetry.outputs import check
     from hyperstack.telemetry.runfolder import RunFolder
 
@@ -147,7 +147,7 @@ def command(
         return
     notify = (lambda line: None) if quiet else (lambda line: err().print(line, style="dim"))
     with device_failures():
-        data = chosen.load(data_dir, place, notify)
+        data = load_data(chosen, data_dir, place, notify)
     if run is None:
         run = RunFolder.create(folder) if folder else RunFolder.next_free(Path("runs"), chosen.name)
     _train(plan, chosen, data, run, resume, quiet)
