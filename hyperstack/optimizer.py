@@ -131,14 +131,7 @@ class HyperOptimizer(torch.optim.Optimizer):
         loss = None
         self._refuse_step(closure)
         if closure is not None:
-            blind = self._probe(closure)
-            known = self._versions() if blind else []
-            with torch.enable_grad(), _explained(any(self._averaging())):
-                loss = closure()
-            if known and self._versions() == known:
-                raise RunError(
-                    "the closure computes no gradients: those of this step are from outside of it", instead=CLOSURE
-                )
+            loss = self._call(closure)
         grads = self._gradients()
         if len(self._towers) > 1:  # refuse before any of them has moved
             for tower, group, found in zip(self._towers, self.param_groups, grads, strict=True):
@@ -186,10 +179,22 @@ class HyperOptimizer(torch.optim.Optimizer):
             if isinstance(tower, AveragingTower):
                 yield tower, group["params"]
 
-    def _versions(self) -> list[tuple[int, int]]:
-        """Which gradients there are, and how often each was written to."""
+    def _call(self, closure: Callable[[], Any]) -> Any:
+        """What the closure returns, called at the live weights, and before that at the averages where that is due."""
+        before = self._written() if self._probe(closure) else []
+        with torch.enable_grad(), _explained(any(self._averaging())):
+            loss = closure()
+        after = self._written() if before else []
+        pairs = zip(before, after, strict=False)
+        if before and len(after) == len(before) and all(g is h and v == w for (g, v), (h, w) in pairs):
+            what = "the closure computes no gradients: those of this step are from outside of it"
+            raise RunError(what, instead=CLOSURE)
+        return loss
+
+    def _written(self) -> list[tuple[Tensor, int]]:
+        """The gradients that there are, and how often each was written to."""
         grads = [p.grad for group in self.param_groups for p in group["params"]]
-        return [(id(g), g._version) for g in grads if g is not None]
+        return [(g, g._version) for g in grads if g is not None]
 
     def _probe(self, closure: Callable[[], Any]) -> bool:
         """Where a measurement is due, have the closure find the gradients at the averages; whether it found none."""

@@ -136,6 +136,28 @@ def test_a_closure_that_computes_no_gradients_is_refused_where_a_window_ends():
     train(model, opt, batches(1))
 
 
+def test_a_measurement_without_gradients_waits_where_the_closure_cleared_them():
+    """As after an overflow: at the averages alone, and at the live weights, too."""
+    model = network()
+    opt = HyperOptimizer(model.parameters(), AUTO)
+    train(model, opt, batches(EVERY))
+    for overflows in ([True, True], [True, False]):
+        batch, turns, rate = batches(1)[0], iter(overflows), opt.hyperparameters()["0.lr"]
+
+        def closure(turns=turns, batch=batch):
+            opt.zero_grad()
+            loss = squares(model, batch).mean()
+            loss.backward()
+            if next(turns):
+                opt.zero_grad()
+            return loss
+
+        opt.step(closure)
+        assert opt.hyperparameters()["0.lr"] == rate
+    train(model, opt, batches(EVERY))
+    assert opt.hyperparameters()["0.lr"] != rate
+
+
 @pytest.mark.parametrize("layers", [1, 3])
 def test_a_loss_from_outside_of_the_closure_is_refused_where_a_window_ends(layers):
     model = network()[:layers]
