@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -312,6 +313,10 @@ class HyperOptimizer(torch.optim.Optimizer):
         The next step is bit for bit the one that the saved optimizer would have made. A state of another stack, of
         another optimizer or of other shapes is an InputError, and changes nothing.
         """
+        hooks, state_dict = self._optimizer_load_state_dict_pre_hooks, state_dict.copy()
+        for hook in hooks.values():  # which may make a state of ours of what is none
+            found = hook(self, state_dict)
+            state_dict = state_dict if found is None else found
         groups = state_dict.get("param_groups")
         if not isinstance(groups, list):
             raise InputError("this is not a state of HyperOptimizer", instead=FOREIGN)
@@ -322,7 +327,11 @@ class HyperOptimizer(torch.optim.Optimizer):
         for i, (ours, theirs) in enumerate(zip(self.param_groups, groups, strict=True)):
             _refuse_foreign(ours, theirs, towers.get(i), i)
         kept = [dict(theirs, compile=ours["compile"]) for ours, theirs in zip(self.param_groups, groups, strict=True)]
-        _load_state_dict(self, {**state_dict, "param_groups": kept})
+        self._optimizer_load_state_dict_pre_hooks = OrderedDict()
+        try:
+            _load_state_dict(self, {**state_dict, "param_groups": kept})
+        finally:
+            self._optimizer_load_state_dict_pre_hooks = hooks
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.state.copy()

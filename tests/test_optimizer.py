@@ -511,6 +511,24 @@ def test_a_rate_in_a_param_group_is_refused(rate):
     assert len(opt.param_groups) == 1
 
 
+def test_hooks_may_make_a_state_of_ours():
+    """Each is called once, as by torch's optimizers, before anything is refused."""
+    params, calls = parameters(), []
+    opt = HyperOptimizer(params, LEARNING)
+    give(params, gradients(1)[0])
+    opt.step()
+    kept = {"inner": opt.state_dict()}
+    other = HyperOptimizer(params, LEARNING)
+    other.register_load_state_dict_pre_hook(lambda o, state: calls.append(o))
+    other.register_load_state_dict_pre_hook(lambda o, state: state["inner"])
+    other.load_state_dict(kept)
+    assert calls == [other]
+    assert_same(seen(other), seen(opt))
+    with pytest.raises(KeyError, match="inner"):
+        other.load_state_dict(opt.state_dict())
+    assert len(calls) == 2
+
+
 @pytest.mark.parametrize("wrong", [{}, {"model": {}}, {"param_groups": None}, {"weight": torch.ones(2)}])
 def test_what_is_no_state_at_all(wrong):
     with pytest.raises(InputError, match="not a state of HyperOptimizer"):
