@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from hyperstack.admission import check_group, check_nonfinite, check_params, check_stacks, check_state, shapes
 from hyperstack.averaging import AveragingTower, make_tower
 from hyperstack.dsl import parse
 from hyperstack.engine import Tower
@@ -22,13 +23,11 @@ from hyperstack.losses import Losses
 from hyperstack.probing import copies, exchanged, unspoiled_buffers, write
 from hyperstack.rule import Rule, RuleType, Stack
 from hyperstack.sharing import step_together
-from hyperstack.wrapper import Wrapper
 
 CLOSURE = (
     "write opt.step(closure), where closure() calls opt.zero_grad(), computes the loss, calls loss.backward() and "
     "returns the loss"
 )
-FOREIGN = "load a state_dict that HyperOptimizer wrote"
 OUTSIDE = ("modified by an inplace operation", "backward through the graph a second time")
 """What torch says of a loss that was computed before its weights were exchanged."""
 StackLike = Stack | Rule | RuleType | str
@@ -85,7 +84,7 @@ class HyperOptimizer(torch.optim.Optimizer):
     """
 
     def __init__(self, params: ParamsT, stack: StackLike, *, nonfinite: str = "skip", compile: bool = False) -> None:
-        _refuse_wish(nonfinite)
+        check_nonfinite(nonfinite)
         self._towers: list[Tower] = []
         self._losses = Losses()
         self._probing = False
@@ -100,17 +99,15 @@ class HyperOptimizer(torch.optim.Optimizer):
         The towers of the groups that are already there go on undisturbed.
         """
         if isinstance(param_group, dict):
-            _refuse_unknown(param_group)
-            _refuse_wish(param_group.get("nonfinite", "skip"))
+            check_group(param_group)
             stack = _as_stack(param_group.get("stack", self.defaults["stack"]))
             stack.resolve()
             param_group["stack"] = str(stack)
         _add_param_group(self, param_group)
         group = self.param_groups[-1]
         try:
-            _refuse_untrainable(group["params"])
-            _refuse_apart(self.param_groups[0]["stack"], group["stack"])
-            _refuse_unmoved([g["stack"] for g in self.param_groups])
+            check_params(group["params"])
+            check_stacks([each["stack"] for each in self.param_groups])
             tower = _tower(group)
         except InputError:
             self.param_groups.pop()
@@ -317,16 +314,9 @@ class HyperOptimizer(torch.optim.Optimizer):
         for hook in hooks.values():  # which may make a state of ours of what is none
             found = hook(self, state_dict)
             state_dict = state_dict if found is None else found
-        groups = state_dict.get("param_groups")
-        if not isinstance(groups, list):
-            raise InputError("this is not a state of HyperOptimizer", instead=FOREIGN)
-        towers = state_dict.get("state", {}).get("towers", {})
-        if len(groups) != len(self.param_groups):
-            what = f"this state has {len(groups)} param groups, the optimizer {len(self.param_groups)}"
-            raise InputError(what, instead="load a state_dict that the same optimizer wrote")
-        for i, (ours, theirs) in enumerate(zip(self.param_groups, groups, strict=True)):
-            _refuse_foreign(ours, theirs, towers.get(i), i)
-        kept = [dict(theirs, compile=ours["compile"]) for ours, theirs in zip(self.param_groups, groups, strict=True)]
+        check_state(self.param_groups, state_dict)
+        pairs = zip(self.param_groups, state_dict["param_groups"], strict=True)
+        kept = [dict(theirs, compile=ours["compile"]) for ours, theirs in pairs]
         self._optimizer_load_state_dict_pre_hooks = OrderedDict()
         try:
             _load_state_dict(self, {**state_dict, "param_groups": kept})
@@ -377,7 +367,7 @@ class HyperOptimizer(torch.optim.Optimizer):
     def _export(self) -> dict[int, dict[str, Any]]:
         pairs = zip(self._towers, self.param_groups, strict=True)
         return {
-            i: {**tower.export(), "shapes": _shapes(group), **self._kept(group)}
+            i: {**tower.export(), "shapes": shapes(group), **self._kept(group)}
             for i, (tower, group) in enumerate(pairs)
         }
 
@@ -422,78 +412,3 @@ def _as_stack(stack: object) -> Stack:
 def _tower(group: dict[str, Any]) -> Tower:
     names = group.get("param_names")
     return make_tower(parse(group["stack"]), group["params"], group["nonfinite"], group["compile"], names)
-
-
-def _refuse_unknown(group: dict[str, Any]) -> None:
-    known = {"params", "param_names", "lr", "initial_lr", "stack", "nonfinite", "compile"}
-    unknown = sorted(set(group) - known)
-    if unknown:
-        raise InputError(
-            f"a param group has no {', '.join(map(repr, unknown))}",
-            why="hyperparameters are part of the stack",
-            instead='give the group its own stack: {"params": ..., "stack": "Adam(weight_decay=0.1) / SGD(1e-5)"}',
-        )
-    if float(group.get("lr", 1.0)) != 1.0:
-        raise InputError(
-            f"'lr' of a param group is the factor that schedulers set, 1.0 at first, and not {float(group['lr']):g}",
-            instead='for a rate of its own give the group its own stack: {"params": ..., "stack": "Adam(1e-4)"}',
-        )
-
-
-def _refuse_wish(nonfinite: object) -> None:
-    if nonfinite not in ("skip", "propagate"):
-        raise InputError(f"nonfinite={nonfinite!r}", instead='choose "skip" or "propagate"')
-
-
-def _refuse_untrainable(params: list[Tensor]) -> None:
-    for p in params:
-        if not p.is_floating_point():
-            kind = str(p.dtype).removeprefix("torch.")
-            raise InputError(
-                f"HyperOptimizer does not train {kind} parameters",
-                instead="pass floating-point parameters; a complex one can be kept as its torch.view_as_real",
-            )
-
-
-def _refuse_apart(first: str, stack: str) -> None:
-    """All groups have one loss: it is limited for all of them, and by the same rule, or for none."""
-    limits = [level if isinstance(level, Wrapper) else None for level in (parse(first)[0], parse(stack)[0])]
-    one, other = (level and (type(level), dict(level.chosen)) for level in limits)
-    if one != other:
-        raise InputError(
-            "the loss is limited for one param group, and otherwise or not at all for another",
-            why=f"  {first}\n  {stack}",
-            instead="wrap the primary level of every group alike, as in ALRC(SGD) and ALRC(Adam)",
-        )
-
-
-def _refuse_unmoved(stacks: list[str]) -> None:
-    """What is shared has levels above it in all groups, or it would go apart."""
-    above: dict[str, set[bool]] = {}
-    for stack in map(parse, stacks):
-        for name, resolved in stack.resolve()[0].items():
-            if resolved.shared and resolved.learned:
-                above.setdefault(name, set()).add(len(stack) > 1)
-    if apart := [name for name, found in above.items() if len(found) > 1]:
-        raise InputError(
-            f"param groups share {apart[0]}, and only some have a level above that moves it",
-            why="\n".join(f"  {stack}" for stack in stacks),
-            instead="give the primary level of each of them a level above, or fix it",
-        )
-
-
-def _refuse_foreign(ours: dict[str, Any], theirs: dict[str, Any], tower: dict[str, Any] | None, i: int) -> None:
-    if "stack" not in theirs or tower is None:
-        raise InputError("this is not a state of HyperOptimizer", instead=FOREIGN)
-    if theirs["stack"] != ours["stack"]:
-        raise InputError(
-            "this state belongs to another stack",
-            why=f"  group {i} of the state:     {theirs['stack']}\n  group {i} of the optimizer: {ours['stack']}",
-            instead="make the optimizer with the stack of the state",
-        )
-    if tower.get("shapes") != _shapes(ours):
-        raise InputError("this state belongs to parameters of other shapes", instead="load it for the same model")
-
-
-def _shapes(group: dict[str, Any]) -> list[list[int]]:
-    return [list(p.shape) for p in group["params"]]

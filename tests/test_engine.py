@@ -668,7 +668,7 @@ ENGINE = (
     "layout tape derivatives level buffers gradients climb primary engine window averaging probing losses sharing parts"
     " together"
 )
-REST = "schedule dsl optimizer rivals telemetry reports loop tasks batches training sweep experiments api"
+REST = "schedule dsl admission optimizer rivals telemetry reports loop tasks batches training sweep experiments api"
 LAYERS = {name: i for i, name in enumerate(f"{BASE} {ENGINE} {REST}".split())}
 MAY_USE_AUTOGRAD = {*ENGINE.split(), "optimizer", "rivals", "training", "sweep"}
 AUTOGRAD = {"autograd", "backward", "requires_grad_", "enable_grad", "set_grad_enabled", "retain_grad", "grad_fn"}
