@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -310,18 +309,15 @@ class HyperOptimizer(torch.optim.Optimizer):
         The next step is bit for bit the one that the saved optimizer would have made. A state of another stack, of
         another optimizer or of other shapes is an InputError, and changes nothing.
         """
-        hooks, state_dict = self._optimizer_load_state_dict_pre_hooks, state_dict.copy()
-        for hook in hooks.values():  # which may make a state of ours of what is none
-            found = hook(self, state_dict)
-            state_dict = state_dict if found is None else found
-        check_state(self.param_groups, state_dict)
-        pairs = zip(self.param_groups, state_dict["param_groups"], strict=True)
-        kept = [dict(theirs, compile=ours["compile"]) for ours, theirs in pairs]
-        self._optimizer_load_state_dict_pre_hooks = OrderedDict()
-        try:
-            _load_state_dict(self, {**state_dict, "param_groups": kept})
-        finally:
-            self._optimizer_load_state_dict_pre_hooks = hooks
+
+        def admitted(_: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+            check_state(self.param_groups, state)
+            pairs = zip(self.param_groups, state["param_groups"], strict=True)
+            return {**state, "param_groups": [dict(theirs, compile=ours["compile"]) for ours, theirs in pairs]}
+
+        # The last of the hooks: those of the user may make a state of ours of what is none.
+        with self.register_load_state_dict_pre_hook(admitted):
+            _load_state_dict(self, state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.state.copy()

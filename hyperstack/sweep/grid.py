@@ -97,7 +97,7 @@ def cells(templates: Sequence[str], grid: Mapping[str, Sequence[float]], seeds: 
                 put = ", ".join(f"{name} = {value:g}" for name, value in bound.values)
                 if not put:
                     raise
-                why = "\n".join(part for part in (str(error.what), error.why) if part)
+                why = "\n".join(filter(None, (error.what, error.why)))
                 raise InputError(f"{put} does not fit into {template}", why=why, instead=error.instead) from None
             text = str(stack)  # a hundredth of what a stack takes
             for seed in seeds:

@@ -63,8 +63,7 @@ def _prepared(task: Task, inputs: Tensor, targets: Tensor, draw: torch.Generator
 
 
 def _check_shape(task: Task, method: str, found: object, count: int, wanted: str) -> None:
-    shape = list(found.shape) if isinstance(found, Tensor) else None
-    if shape != [count] or not (isinstance(found, Tensor) and found.is_floating_point()):
+    if not (isinstance(found, Tensor) and found.is_floating_point() and found.shape == (count,)):
         raise _wrong(task, method, f"gives {_said(found)} for {count} examples", f"{wanted}, floating point, [{count}]")
 
 

@@ -88,9 +88,9 @@ class Recorder:
         number, found, cells = self._places[self._filled]
         number.fill_(step)
         found.copy_(loss)
-        for i, (_, tower) in zip(range(len(self._towers)), self._opt.towers(), strict=False):
-            cells[2 * i].copy_(tower.cells)
-            cells[2 * i + 1].copy_(tower.found)
+        for (_, tower), kept, measured in zip(self._opt.towers(), cells[::2], cells[1::2], strict=False):
+            kept.copy_(tower.cells)
+            measured.copy_(tower.found)
         self._filled += 1
         if self._filled == len(self._rows) or time.perf_counter() - self._fetched_at > self.seconds:
             self.fetch()
