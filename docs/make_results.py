@@ -39,21 +39,22 @@ SEEDS = (0, 1, 2)
 
 
 @functools.cache
-def mnist() -> tuple[Task, Data]:
-    """The task and its data, loaded once."""
-    task = get_task("mnist")
+def loaded(name: str = "mnist") -> tuple[Task, Data]:
+    """A task and its data, loaded once."""
+    task = get_task(name)
     return task, task.load(None, torch.device("cpu"), print)
 
 
 @functools.cache
-def error(stack: str, epochs: int, seed: int, batch_size: int = 256) -> float:
+def error(stack: str, epochs: int, seed: int, batch_size: int = 256, name: str = "mnist") -> float:
     """The test error of one run, in percent."""
-    task, data = mnist()
+    task, data = loaded(name)
     trainer = Trainer(Plan(task.name, str(hs.parse(stack)), epochs, seed, "cpu", batch_size), task, data)
     with Recorder(trainer.opt, []) as recorder:
         trainer.run(recorder)
     found = 100 * trainer.summary()["test_error"]
-    print(f"{stack}  epochs {epochs}  batch {batch_size}  seed {seed}: {found:.2f} %", file=sys.stderr, flush=True)
+    where = f"{name}  {stack}  epochs {epochs}  batch {batch_size}  seed {seed}"
+    print(f"{where}: {found:.2f} %", file=sys.stderr, flush=True)
     return found
 
 
@@ -147,11 +148,12 @@ def wrong() -> str:
 STARTS = ("1e-6", "1e-3", "1")
 
 
-def from_starts(name: str, stack: str, epochs: int = 5, batch_size: int = 256) -> list[str]:
-    """A row: the errors of a stack from each start λ, means of two seeds."""
-    row = [name]
+def from_starts(label: str, stack: str, epochs: int = 5, batch_size: int = 256, name: str = "mnist") -> list[str]:
+    """A row: the errors of a stack from each start λ, of two seeds."""
+    row = [label]
     for start in STARTS:
-        found = [error(str(hs.parse(stack).bind(λ=float(start))), epochs, seed, batch_size) for seed in SEEDS[:2]]
+        bound = str(hs.parse(stack).bind(λ=float(start)))
+        found = [error(bound, epochs, seed, batch_size, name) for seed in SEEDS[:2]]
         row.append(" ".join(f"{x:.2f}" for x in found))
     return row
 
@@ -169,6 +171,7 @@ def primaries() -> str:
 def numbers() -> str:
     """`auto` with other numbers than its own."""
     changes = ["", *(f"decay={x}" for x in ("0.9", "0.97", "0.999")), *(f"every={x}" for x in (5, 20, 50))]
+    changes += [*(f"warmup={x}" for x in (5, 20)), "first=10"]
     changes += [*(f"rate={x}" for x in ("0.3", "3.0")), *(f"bound={x}" for x in ("0.03", "0.3", "0.0"))]
     stacks = [f"auto(Adam(λ){', ' * bool(change)}{change})" for change in changes]
     return markdown(["stack", *FROM], [from_starts(f"`{stack}`", stack) for stack in stacks])
@@ -180,6 +183,22 @@ def batches() -> str:
     rows = [from_starts(f"batch {size}, 5 epochs", stack, 5, size) for size in (16, 64, 256, 1024, 4096)]
     rows += [from_starts(f"batch 256, {epochs} epoch{'s' * (epochs > 1)}", stack, epochs) for epochs in (1, 2, 30, 100)]
     return markdown(["", *FROM], rows)
+
+
+def windows() -> str:
+    """Windows that grow from one step to ten, and windows of ten steps from the first on."""
+    settings = [
+        ("mnist", 1, 256),
+        ("mnist", 5, 256),
+        ("mnist", 5, 4096),
+        ("mnist-relu", 1, 256),
+        ("mnist-relu", 5, 256),
+    ]
+    rows = []
+    for (name, epochs, size), more in itertools.product(settings, ("", ", first=10")):
+        label = f"`{name}`, {epochs} epoch{'s' * (epochs > 1)}, batches of {size} | `auto(Adam(λ){more})`"
+        rows.append(from_starts(label, f"auto(Adam(λ){more})", epochs, size, name))
+    return markdown([" | ", *FROM], rows).replace("| --- |", "| --- | --- |")
 
 
 def long() -> str:
@@ -196,7 +215,7 @@ def long() -> str:
 @functools.cache
 def trusted(stack: str, batch_size: int, seed: int) -> tuple[float, Tensor, Tensor]:
     """The test error of 5 epochs in percent, and the trust ratios applied and unclipped, each [steps, tensors]."""
-    task, data = mnist()
+    task, data = loaded()
     trainer = Trainer(Plan(task.name, str(hs.parse(stack)), 5, seed, "cpu", batch_size), task, data)
     params, rows = list(trainer.model.parameters()), []
     lengths = [float(p.detach().norm()) for p in params]
@@ -250,7 +269,7 @@ def layers() -> str:
         raw = torch.cat([trusted(stack, 1000, seed)[2] for seed in SEEDS])
         pairs = zip(raw.median(0).values.tolist(), raw.max(0).values.tolist(), strict=True)
         rows.append([f"`{stack}`", *(f"{middle:.2g} / {largest:.2g}" for middle, largest in pairs)])
-    names = [name for name, _ in mnist()[0].model().named_parameters()]
+    names = [name for name, _ in loaded()[0].model().named_parameters()]
     return markdown(["stack", *(f"`{name}`" for name in names)], rows)
 
 
@@ -259,7 +278,7 @@ def spiky(stack: str, power: int, seed: int, steps: int = 4000) -> tuple[float, 
 
     A small network learns MNIST as a regression, to one output of 1 and nine of 0, from one example a step.
     """
-    task, data = mnist()
+    task, data = loaded()
     torch.manual_seed(seed)
     model = torch.nn.Sequential(torch.nn.Linear(784, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10))
     opt, targets, losses = hs.HyperOptimizer(model.parameters(), stack), torch.eye(10)[data.train_targets], []
@@ -396,6 +415,7 @@ TABLES: dict[str, Callable[[], str]] = {
         every,
         primaries,
         numbers,
+        windows,
         batches,
         trust,
         layers,

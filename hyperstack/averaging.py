@@ -18,17 +18,21 @@ from hyperstack.window import Window
 
 
 class AveragingTower(Tower):
-    """A tower whose level 1 measures at averages. `count`: the steps done; `measured`: what was found for the next."""
+    """A tower whose level 1 measures at averages.
+
+    `count`: the steps done; `began`: after how many of them the window in hand did; `measured`: what was found for the
+    next step.
+    """
 
     window: Window
-    count = 0
+    count = began = 0
     measured: Tensors | None = None
 
     def _climb(self, skips: bool) -> Climb:
         place = self.stack[1].at
         assert place is not None
         self.window = Window(self.levels[0], place)
-        return Climb(self.levels, skips, place.every, self.window.traced)
+        return Climb(self.levels, skips, self.window.traced)
 
     def _primary(self) -> Primary:
         kind = FusedPrimary if self.tapes.fused else Primary
@@ -37,19 +41,20 @@ class AveragingTower(Tower):
     @property
     def due(self) -> bool:
         """Whether the next step begins with a measurement."""
-        return self.count > 0 and self.count % self.window.place.every == 0
+        return self.count - self.began == self.window.place.length(self.began)
 
     @torch.no_grad()
     def measure(self, tensors: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
         """Take note of the gradients at the averages, for the step that comes."""
         self.arrange(tensors, grads)
-        self.measured = self.window.measure(self.buckets, grads, self.cells)
+        found = self.window.measure(self.buckets, grads, self.cells, self.count - self.began)
+        self.measured = {**found, "done": self.cells.new_full((), self.count)}
 
     def finish(self, begun: Begun, shared: Tensors | None = None) -> None:
         """As of every tower; and then the averages follow."""
         bounded = self.window.place.bound > 0 and self.count < self.window.place.every
-        self.count += 1
         if self.measured is not None:
+            self.began = self.count
             for bucket in self.buckets:
                 self.window.begin(bucket)
         before = self.window.remember(self.buckets, begun.tensors) if bounded else None
@@ -57,6 +62,7 @@ class AveragingTower(Tower):
         if before is not None:
             raw = self.climb.layout.unpack(self.cells)["0.raw"]
             self.window.restrain(before, self.buckets, begun.tensors, raw)
+        self.count += 1
         kept = self.window.place.kept(self.count)
         for bucket in self.buckets:
             self.window.follow(bucket, bucket.pick(begun.tensors) or [], kept)
@@ -86,12 +92,12 @@ class AveragingTower(Tower):
 
     def export(self) -> dict[str, Any]:
         """As of every tower."""
-        return {**super().export(), "count": self.count}
+        return {**super().export(), "count": self.count, "began": self.began}
 
     def restore(self, saved: dict[str, Any], tensors: Sequence[Tensor]) -> None:
         """As of every tower."""
         super().restore(saved, tensors)
-        self.count, self.measured = int(saved["count"]), None
+        self.count, self.began, self.measured = int(saved["count"]), int(saved["began"]), None
 
 
 def make_tower(stack: Stack, *arguments: Any, **more: Any) -> Tower:

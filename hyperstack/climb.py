@@ -32,12 +32,12 @@ class Climb:
     """One step of all scalars of a tower, a pure function; `layout` names the parts of its cells.
 
     `skips`: whether a hyperparameter whose hypergradient is not finite is left out of the step, with its states;
-    `sloped`: of each level, whether the level above asks how large its hypergradients could be; `window`: where level 1
-    measures at averages, every how many steps, else 0; `traced`: whose derivatives are carried along for that.
+    `sloped`: of each level, whether the level above asks how large its hypergradients could be; `traced`: where level 1
+    measures at averages, whose derivatives are carried along for that, else None.
     """
 
-    def __init__(self, levels: Sequence[Level], skips: bool, window: int = 0, traced: Sequence[str] = ()) -> None:
-        self.levels, self.skips, self.window, self.traced = levels, skips, window, list(traced)
+    def __init__(self, levels: Sequence[Level], skips: bool, traced: Sequence[str] | None = None) -> None:
+        self.levels, self.skips, self.averaged, self.traced = levels, skips, traced is not None, list(traced or ())
         asking = [any(transform.reads_slope for transform in level.rule.clip) for level in levels[1:]]
         self.sloped = [ask and bool(level.depends) for level, ask in zip(levels, [*asking, False], strict=True)]
         cells = self._start()
@@ -64,7 +64,7 @@ class Climb:
         cells = {"raw": raw, "hypergradient": raw * 0, "factor": each, "nonfinite": each * 0}
         if level.limits is not None:
             cells.update({f"loss.{name}": x for name, x in level.limits.init_losses(raw.new_zeros(())).items()})
-        if k == 0 and self.window:
+        if k == 0 and self.averaged:
             cells.update(cosine=raw * 0, displacement=raw * 0, probes=raw.new_zeros(()))
         if k:
             below = self.levels[k - 1]
@@ -85,15 +85,13 @@ class Climb:
         for buckets that have one now; and "products.B", what bucket B's pull found. Returns new "cells" and "steps",
         and the "coefficients.B" of bucket B's update. Where towers share hyperparameters, as in `sharing`:
         "shared", the sums of their hypergradients; "own", 1 for what this tower moves; "imposed", what others become.
-        Measured at averages: "received", "slope" and "displacement", as `Window.measure` finds them.
+        Measured at averages: what `Window.measure` finds, and "done", how many steps of training there were.
         """
         x, level = self.layout.unpack(inputs["cells"]), self.levels[0]
         out = dict(x)  # and "k.slope", which is not kept
-        if self.window:
-            slope = inputs["slope"]
-            out["0.hypergradient"], out["0.slope"] = inputs["received"], slope
-            out["0.displacement"] = inputs["displacement"]
-            out["0.cosine"] = torch.where(slope > 0, inputs["received"] / slope, 0.0)
+        if self.averaged:
+            out["0.hypergradient"] = inputs["received"]
+            out.update({f"0.{name}": inputs[name] for name in ("slope", "displacement", "cosine")})
             out["0.probes"] = x["0.probes"] + 1
         elif len(self.levels) > 1:
             self._measure_primary(buckets, inputs, x, out)
@@ -104,7 +102,8 @@ class Climb:
         for k in range(1, len(self.levels)):
             self._measure(k, x, out)
         for k in reversed(range(1, len(self.levels))):
-            self._move(k, x, out, inputs.get("own") if k == 1 else None)
+            done = inputs.get("done", x[f"{k}.step"])
+            self._move(k, x, out, done, inputs.get("own") if k == 1 else None)
         if "imposed" in inputs:
             out["0.raw"] = torch.where(level.segments.expand(inputs["own"]) != 0, out["0.raw"], inputs["imposed"])
         return self._outputs(buckets, inputs, out)
@@ -196,8 +195,11 @@ class Climb:
             mask = moved if name not in self.levels[k].layer_states else x[f"{k}.applied"] != 0
             out[f"{k}.state.{name}"] = torch.where(mask, new.detach(), x[f"{k}.state.{name}"])
 
-    def _move(self, k: int, x: Tensors, out: Tensors, own: Tensor | None) -> None:
-        """Level k's update of level k-1's raw tensor by its hypergradient, guarded and transformed."""
+    def _move(self, k: int, x: Tensors, out: Tensors, done: Tensor, own: Tensor | None) -> None:
+        """Level k's update of level k-1's raw tensor by its hypergradient, guarded and transformed.
+
+        `done`: how many steps there were; `own`: 1 for what this tower moves.
+        """
         below = self.levels[k - 1]
         grad, segments = out[f"{k - 1}.hypergradient"], below.segments
         finite = torch.isfinite(segments.norm(grad))
@@ -206,7 +208,6 @@ class Climb:
         if own is not None:
             applied = applied & (own != 0)
         if below.ends is not None:
-            done = (x[f"{k}.step"] + 1) * self.window if self.window else x[f"{k}.step"]
             applied = applied & (done < below.ends)
         moved = segments.expand(applied)
         grad = torch.where(moved, grad, 0.0)

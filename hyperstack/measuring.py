@@ -23,29 +23,39 @@ class Average(Choice):
     """At the running average of the weights, every so many steps.
 
         θ̄ <- a θ̄ + (1 - a) θ        a = min(decay, t / (t + warmup)) at step t
+        K = min(every, max(first, t / warmup))        steps, rounded down, in the window that begins after step t
 
-    Before each step number `every` + 1, 2 `every` + 1, ..., the gradient ḡ of that step's loss is taken at θ̄ as well.
-    The hypergradient of h is ḡ · d, where d is the derivative by h of what the steps since the last time moved θ̄:
-    see `window` for what it is made of, and what is dropped. The levels above move at these steps only.
+    Where a window ends, the gradient ḡ of the next step's loss is taken at θ̄ as well. The hypergradient of h is ḡ · d,
+    where d is the derivative by h of what the steps of the window moved θ̄: see `window` for what it is made of, and
+    what is dropped. The levels above move at these steps only. A `cosine` of a window counts √(K / every), so that the
+    noise of all measurements adds up to as much over any number of steps, whether windows are short or long.
+
+    Windows grow as the span does that θ̄ looks back over. With `first=1`, the default, there is one after the first
+    step already, and a rate that starts far too low is soon where it belongs; `first=every` makes all alike.
 
     One-step hypergradients are short-sighted: at the noise floor the last step always looks too long. θ̄ looks back over
     1 / (1 - decay) steps and is below that floor. Ours, without a publication.
 
-    `bound` helps a rate that starts too high, before any hypergradient is known: in the first `every` steps, no update
-    changes a tensor by more than this share of its norm (tensors that are 0 may move freely). Where it would, update
-    and rate are made smaller, which takes a rate that is learned as log. 0 is off.
+    `bound` helps a rate that starts too high, before hypergradients can: in the first `every` steps, no update changes
+    a tensor by more than this share of its norm (tensors that are 0 may move freely). Where it would, update and rate
+    are made smaller, which takes a rate that is learned as log. 0 is off.
     """
 
     name: ClassVar[str] = "average"
 
     decay: float = option(domain=UNIT, doc="how much of the average is kept at each step, once it is warm")
-    every: int = option(10, Interval(1.0), "steps between two measurements")
+    every: int = option(10, Interval(1.0), "steps between two measurements, once warm")
     warmup: int = option(10, NON_NEGATIVE, "step t looks back over 1 + t / warmup steps, or fewer; 0: warm at once")
+    first: int = option(1, Interval(1.0), "steps before the first measurement; windows grow as t / warmup")
     bound: float = option(0.0, NON_NEGATIVE, "the largest relative update in the first steps; 0: any")
 
     def kept(self, t: int) -> float:
         """How much of the average step t keeps, 1 being the first."""
         return min(self.decay, t / (t + self.warmup))
+
+    def length(self, t: int) -> int:
+        """How many steps the window has that begins after step t, 0 being the start."""
+        return min(self.every, max(self.first, t // self.warmup)) if self.warmup else self.every
 
     def refuse(self, rule: str, resolved: Mapping[str, Resolved], on_losses: Collection[str]) -> None:
         """Raise an InputError where the hyperparameters of a primary level cannot be measured here.

@@ -135,15 +135,12 @@ class HyperOptimizer(torch.optim.Optimizer):
                 tower.admit(group["params"], found)
         params = [group["params"] for group in self.param_groups]
         tangents = [None for _ in grads] if self._limiter() is None else self._losses.taken(params, grads)
-        before = [tower.buckets for tower in self._towers]
         whole = [
             (group["params"], found, group["lr"], tangent)
             for group, found, tangent in zip(self.param_groups, grads, tangents, strict=True)
         ]
-        step_together(self._towers, whole)
-        for tower, group, buckets in zip(self._towers, self.param_groups, before, strict=True):
-            if buckets is not tower.buckets:
-                self._show_state(tower, group["params"])
+        with self._showing():
+            step_together(self._towers, whole)
         return loss
 
     def _gradients(self) -> list[list[Tensor | None]]:
@@ -205,9 +202,10 @@ class HyperOptimizer(torch.optim.Optimizer):
                     p.grad = None
                 closure()
             blind = all(p.grad is None for p, _ in grads)
-            for tower, group, found in zip(self._towers, self.param_groups, self._gradients(), strict=True):
-                if isinstance(tower, AveragingTower) and tower.due:
-                    tower.measure(group["params"], found)
+            with self._showing():
+                for tower, group, found in zip(self._towers, self.param_groups, self._gradients(), strict=True):
+                    if isinstance(tower, AveragingTower) and tower.due:
+                        tower.measure(group["params"], found)
             return blind
         finally:
             self._probing = False
@@ -373,6 +371,15 @@ class HyperOptimizer(torch.optim.Optimizer):
             return {}
         place = {id(p): i for i, p in enumerate(group["params"])}
         return {"live": [(place[id(p)], x) for p, x in self._live if id(p) in place]}
+
+    @contextmanager
+    def _showing(self) -> Iterator[None]:
+        """Towers may arrange their buckets anew: `state[p]` goes on showing what they hold."""
+        before = [tower.buckets for tower in self._towers]
+        yield
+        for tower, group, buckets in zip(self._towers, self.param_groups, before, strict=True):
+            if buckets is not tower.buckets:
+                self._show_state(tower, group["params"])
 
     def _show_state(self, tower: Tower, params: list[Tensor]) -> None:
         """Let `state[p]` show each parameter's part of the flat buffers, as torch's optimizers do."""

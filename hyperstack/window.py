@@ -77,7 +77,7 @@ class Window:
     def flats(self, weights: Tensor, states: Tensors) -> tuple[Tensors, set[str]]:
         """What a bucket of these flat `weights`, whose rule has these `states`, keeps from the first step on."""
         start = weights.clone()
-        kept = {"average": start, **({"anchor": start.clone()} if self.rate else {})}
+        kept = {"average": start, **({"anchor": start.clone()} if self.level.learned else {})}
         for name in self.traced:
             kept |= {f"moved.{name}": torch.zeros_like(start), f"ahead.{name}": torch.zeros_like(start)}
             kept |= {f"carried.{name}.{state}": torch.zeros_like(x) for state, x in states.items()}
@@ -141,13 +141,14 @@ class Window:
 
     # -- measuring ---------------------------------------------------------------------------------------------------
 
-    def measure(self, buckets: Sequence[Bucket], grads: Sequence[Tensor | None], like: Tensor) -> Tensors:
+    def measure(self, buckets: Sequence[Bucket], grads: Sequence[Tensor | None], like: Tensor, steps: int) -> Tensors:
         """The hypergradients by the gradients at the averages, as flat raw tensors in the dtype of `like`.
 
-        "received", ĝ; "displacement", ‖d‖; "slope", ‖ḡ‖ ‖d‖.
+        "received", ĝ; "displacement", ‖d‖; "cosine", ĝ / (‖ḡ‖ ‖d‖); and "slope", ‖ḡ‖ ‖d‖ divided by what a cosine of
+        that many `steps` counts: see `Average`. Where d is lost in rounding, cosine and slope are 0.
         """
-        count = self.level.count
-        products, squares = ({n: like.new_zeros(count) for n in self.level.learned} for _ in range(2))
+        count, eps = self.level.count, max(torch.finfo(bucket.dtype).eps for bucket in buckets)
+        products, squares, moves = ({n: like.new_zeros(count) for n in self.level.learned} for _ in range(3))
         total = like.new_zeros(())
         for bucket in buckets:
             if (mine := bucket.pick(grads)) is None:
@@ -157,15 +158,17 @@ class Window:
                 flat = grad.to(bucket.dtype)
                 total = total + flat.square().sum().to(like)
                 for name in self.level.learned:
-                    d = self._derivative(part, name)
-                    for sums, x in ((products, flat * d), (squares, d.square())):
+                    move = part["average"] - part["anchor"]
+                    d = move if name == self.rate else part[f"moved.{name}"]
+                    for sums, x in ((products, flat * d), (squares, d.square()), (moves, move.square())):
                         sums[name].index_add_(0, place[block.tensors], _sums(block.segments, x).to(like))
-        parts = {"received": self._packed(products, like), "displacement": self._packed(squares, like).sqrt()}
-        return {**parts, "slope": parts["displacement"] * total.sqrt()}
-
-    def _derivative(self, part: Tensors, name: str) -> Tensor:
-        """d of one hyperparameter, in a block."""
-        return part["average"] - part["anchor"] if name == self.rate else part[f"moved.{name}"]
+        received, displacement = self._packed(products, like), self._packed(squares, like).sqrt()
+        # What is left of parts that cancel each other, as the betas' at Adam's first step, is rounding: no direction.
+        lost = displacement < 100 * eps * self._packed(moves, like).sqrt()
+        slope = torch.where(lost, 0.0, displacement) * total.sqrt()
+        cosine = torch.where(slope > 0, received / slope, 0.0)
+        slope = slope * (self.place.every / steps) ** 0.5
+        return {"received": received, "displacement": displacement, "cosine": cosine, "slope": slope}
 
     def _packed(self, each: Tensors, like: Tensor) -> Tensor:
         """Numbers of each tensor as the flat raw tensor has them: their sum, where there is one number for all."""

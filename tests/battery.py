@@ -21,6 +21,14 @@ from hyperstack.numerics import Segments
 EPS = torch.finfo(torch.float64).eps
 
 
+def ends(steps, every, warmup, first=1):
+    """After which of so many steps a window ends: each is as long as a share of the steps before it."""
+    found = [0]
+    while found[-1] <= steps:
+        found.append(found[-1] + min(every, max(first, int(found[-1] / warmup) if warmup else every)))
+    return found[1:-1]
+
+
 class Written(optim.Optimizer):
     """An oracle written out: `formula(g, state)` is what to subtract from a parameter.
 
@@ -378,7 +386,7 @@ def flatten(value, key=""):
 def assert_same(got, wanted):
     """Bit for bit, NaN equal to NaN."""
     got, wanted = flatten(got), flatten(wanted)
-    assert got.keys() == wanted.keys()
+    assert got.keys() == wanted.keys(), got.keys() ^ wanted.keys()
     for key, b in wanted.items():
         a = got[key]
         if isinstance(b, torch.Tensor):

@@ -18,6 +18,7 @@ from battery import (
     asked,
     assert_close,
     clip_cumulatively,
+    ends,
     gradients,
     interior,
     number,
@@ -40,6 +41,12 @@ by_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 
 
 # ---- the slow way
+
+
+def test_windows_grow_with_the_steps():
+    assert ends(60, 10, 10) == [*range(1, 21), *range(22, 31, 2), 33, 36, 39, 42, 46, 50, 55, 60]
+    assert ends(160, 10, 10)[33:] == [66, 72, 79, 86, 94, 103, 113, 123, 133, 143, 153]
+    assert ends(60, 10, 10, first=10) == ends(60, 10, 0) == [10, 20, 30, 40, 50, 60]
 
 
 def averages(stack, raws, grads, schedule, held=None):
@@ -84,7 +91,7 @@ def shorter(before, after, bound):
 
 def displacements(found, i):
     """What the average moved up to each measurement since the one before, of one tensor."""
-    marks = [tensors(shapes=SMALL)[i], *(found[t - 1][2][i] for t in range(EVERY, len(found) + 1, EVERY))]
+    marks = [tensors(shapes=SMALL)[i], *(found[t - 1][2][i] for t in ends(len(found), EVERY, 3))]
     return [b - a for a, b in itertools.pairwise(marks)]
 
 
@@ -124,22 +131,22 @@ def measured(stack, grads, probes, schedule):
     tower = make_tower(stack, params)
     assert isinstance(tower, AveragingTower)
     raws = {name: x.clone() for name, x in tower.raw().items()}
-    rows, waiting = [], iter(probes)
+    rows, waiting, marks = [], iter(probes), ends(len(grads), EVERY, 3)
     for t, gs in enumerate([*grads, gradients(1, shapes=SMALL)[0]]):
+        assert tower.due == (t in marks)
         if tower.due:
-            assert t % EVERY == 0
             tower.measure(params, next(waiting))
         tower.step(params, gs, schedule(t))
-        if t and t % EVERY == 0:
+        if t in marks:
             rows.append({name: tower.hypergradients()[f"0.{name}"].reshape(-1) for name in raws})
     assert next(waiting, None) is None
     return {name: torch.stack([row[name] for row in rows]) for name in raws}, raws
 
 
-def check(stack, windows=2, schedule=lambda t: 1.0, grads=None, own=False):
+def check(stack, steps=2 * EVERY, schedule=lambda t: 1.0, grads=None, own=False):
     """The hypergradients that stand out from the error of central differences, and those off by more, in any window."""
-    grads = gradients(windows * EVERY, shapes=SMALL) if grads is None else grads
-    probes = gradients(windows, shapes=SMALL, seed=50)
+    grads = gradients(steps, shapes=SMALL) if grads is None else grads
+    probes = gradients(len(ends(len(grads), EVERY, 3)), shapes=SMALL, seed=50)
     found, raws = measured(stack, grads, probes, schedule)
     wanted = differences(stack, raws, grads, probes, schedule, own)
     assert set(wanted) == {name for name, r in stack.resolve()[0].items() if r.learned}
@@ -155,7 +162,7 @@ def check(stack, windows=2, schedule=lambda t: 1.0, grads=None, own=False):
 @by_options
 def test_hypergradients_are_the_derivatives_of_what_the_average_moved(rule, options):
     """Every learned hyperparameter of every rule, in every window; what the rule reads of the weights is held."""
-    alive, wrong = check(asked(rule, **options) / OFF, windows=3)
+    alive, wrong = check(asked(rule, **options) / OFF, steps=3 * EVERY)
     assert not wrong
     assert "lr" in alive
 
@@ -180,7 +187,7 @@ VARIED = {
     "clipped": hs.Adam(hs.log(0.02), clip=True, beta2=0.8, amsgrad=True),
     "nesterov": hs.SGD(0.1, nesterov=True, momentum=hs.learned(0.7), clip=True),
     "ratios of tensors": hs.LAMBC(hs.log(0.02), trust_max=hs.learned(0.8), deviations=0.1, beta1=0.8, beta2=0.7),
-    "decay": hs.AdamW(hs.log(0.02), weight_decay=hs.learned(0.3), amsgrad=True),
+    "decay": hs.AdamW(hs.log(0.02), beta2=0.8, weight_decay=hs.learned(0.3), amsgrad=True),
 }
 by_variation = pytest.mark.parametrize("level", VARIED.values(), ids=VARIED)
 
@@ -193,7 +200,7 @@ def test_variations(level):
     grads = gradients(3 * EVERY, shapes=SMALL)
     for t, i in [(1, 0), (4, 1), (5, 1), (6, 1), (7, 1), (9, 2)]:
         grads[t][i] = None
-    alive, wrong = check(level / OFF, windows=3, schedule=lambda t: (1.0, 0.5, 2.0)[t % 3], grads=grads)
+    alive, wrong = check(level / OFF, schedule=lambda t: (1.0, 0.5, 2.0)[t % 3], grads=grads)
     assert not wrong
     assert alive == {name for name, r in level.resolve().items() if r.learned} - {"eps"} | (alive & {"eps"})
 
@@ -404,21 +411,21 @@ def change(pairs):
     )
 
 
-def theirs(make, turn, rate, steps, every=10, decay=0.99, warmup=10, kappa=1.0, bound=None, above=0.0):
+def theirs(make, turn, rate, steps, every=10, decay=0.99, warmup=10, first=1, kappa=1.0, bound=None, above=0.0):
     """The loop, with an optimizer of others. `turn(optimizer, rate)` sets its rate."""
     weights = [torch.nn.Parameter(w) for w in initial()]
     opt, log_rate, rows = make(weights), math.log(rate), []
     means = [w.detach().clone() for w in weights]
-    anchors, last = means, None
+    anchors, last, began = means, None, 0
     for t in range(steps):
-        if t and t % every == 0:
+        if t in ends(steps, every, warmup, first):
             pairs = list(
                 zip(gradient_of(drawn(t), means), (m - a for m, a in zip(means, anchors, strict=True)), strict=True)
             )
-            cosine, received = change(pairs), sum((g * d).sum() for g, d in pairs)
+            weighed, received = change(pairs) * math.sqrt((t - began) / every), sum((g * d).sum() for g, d in pairs)
             if last is not None:
                 kappa = kappa - above * float(received * -last)
-            log_rate, last, anchors = log_rate - kappa * float(cosine), cosine, means
+            log_rate, last, anchors, began = log_rate - kappa * float(weighed), weighed, means, t
         turn(opt, math.exp(log_rate))
         before = [w.detach().clone() for w in weights]
         for w, g in zip(weights, gradient_of(drawn(t), weights), strict=True):
@@ -475,14 +482,15 @@ def compare(found, wanted, rtol=1e-12):
     assert len(rates) >= len(wanted) // 10
 
 
-def test_auto_without_a_bound_and_other_numbers():
-    text = "auto(Adam(1e-2), rate=0.5, decay=0.9, every=7, warmup=3, bound=0)"
-    numbers = {"kappa": 0.5, "decay": 0.9, "every": 7, "warmup": 3}
+@pytest.mark.parametrize("first", [1, 2, 7, 9])
+def test_auto_without_a_bound_and_other_numbers(first):
+    text = f"auto(Adam(1e-2), rate=0.5, decay=0.9, every=7, warmup=3, first={first}, bound=0)"
+    numbers = {"kappa": 0.5, "decay": 0.9, "every": 7, "warmup": 3, "first": first}
     compare(ours(text, 60), theirs(optim.Adam, set_group, 1e-2, 60, **numbers))
 
 
 def test_three_levels_over_averages():
-    """The rate of level 1 is learned from what it did last time: κ <- κ + κ' (ḡ·d) c, c the cosine before."""
+    """The rate of level 1 is learned from what it did last time: κ <- κ + κ' (ḡ·d) c, c what the one before counted."""
     found = ours("auto(Adam(1e-2)) / SGD(3.0)", 60)
     compare(found, theirs(optim.Adam, set_group, 1e-2, 60, bound=0.1, above=3.0))
     assert abs(float(found[-1][2]["1.lr"]) - 1) > 1e-3
@@ -518,11 +526,19 @@ def test_betas_are_learned_by_what_is_carried_along():
     theta, rows = flat(weights), []
     mean, state = theta.clone(), torch.zeros(2, len(theta), dtype=torch.float64)
     ahead, moved, carried = (torch.zeros(3, *x.shape, dtype=torch.float64) for x in (theta, theta, state))
+    anchor, began = mean, 0
     for t in range(60):
-        if t and t % every == 0:
+        if t in ends(60, every, warmup):
             probe = flat(gradient_of(drawn(t), parts(mean)))
-            h = h - kappa * torch.stack([change([(probe, d)]) for d in moved])
-            moved = torch.zeros_like(moved)
+            known = [
+                d.norm() > 100 * EPS * (mean - anchor).norm() for d in moved
+            ]  # at Adam's first step, the rate only
+            assert t == 1 or all(known)
+            cosines = torch.stack(
+                [change([(probe, d)]) if k else number(0.0) for d, k in zip(moved, known, strict=True)]
+            )
+            h, anchor = h - kappa * math.sqrt((t - began) / every) * cosines, mean
+            moved, began = torch.zeros_like(moved), t
         g, a = flat(gradient_of(drawn(t), parts(theta))), min(decay, (t + 1) / (t + 1 + warmup))
         for k in range(3):
             shift = torch.eye(3, dtype=torch.float64)[k]
@@ -543,9 +559,9 @@ def test_betas_are_learned_by_what_is_carried_along():
     assert abs(float(found[-1][2]["0.beta1"]) - 0.9) > 1e-3
 
 
-@pytest.mark.parametrize(("steps", "last"), [(EVERY, 0), (EVERY + 1, 1), (2 * EVERY, 1), (2 * EVERY + 1, 2)])
+@pytest.mark.parametrize(("steps", "last"), [(1, 0), (2, 1), (8, 6), (9, 7), (10, 7), (11, 8)])
 def test_fixed_after_counts_steps_and_not_measurements(steps, last):
-    """Those with a number up to `steps` learn: measurements are made in steps `EVERY` + 1, 2 `EVERY` + 1, ..."""
+    """Those with a number up to `steps` learn: measurements are made in steps 2, 3, 4, 5, 6, 7, 9, 11, ..."""
     level = hs.SGD(hs.fixed_after(hs.log(0.01), steps), momentum=hs.learned(0.5))
     params = tensors(shapes=SMALL)
     tower = make_tower(level / hs.SGD(0.1, clip=[hs.cosine()], at=PLACE), params)
@@ -556,7 +572,7 @@ def test_fixed_after_counts_steps_and_not_measurements(steps, last):
         tower.step(params, gs)
         rates.append(float(tower.hyperparameters()["0.lr"]))
     assert len(set(rates)) == 1 + last
-    assert rates[-1] == rates[last * EVERY]
+    assert rates[-1] == rates[[0, *ends(4 * EVERY, EVERY, 3)][last]]
 
 
 # ---- no wait for the device

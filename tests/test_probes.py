@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from battery import ends
 from rich.cells import cell_len
 from rich.console import Console
 from test_cli_process import rows, until
@@ -29,6 +30,7 @@ from hyperstack_cli.tower import TowerView
 pytestmark = pytest.mark.usefixtures("elsewhere")
 EVERY = 10
 AUTO = str(hs.parse("auto(Adam)"))
+ALIKE = f"auto(Adam, first={EVERY})"  # all windows
 
 
 def problem(opt_of, steps, path, **options):
@@ -65,7 +67,8 @@ def hyper(stack):
 
 
 def test_cosine_and_displacement_are_those_of_what_the_closure_saw(tmp_path):
-    run, opt, seen = problem(hyper("auto(SGD(0.01, momentum=0.9))"), 47, tmp_path / "run")
+    run, opt, seen = problem(hyper("auto(SGD(0.01, momentum=0.9), bound=0)"), 47, tmp_path / "run")
+    marks = np.array(ends(46, EVERY, 10))
     anchor = seen[0][0][1]  # the average begins where the weights do
     cosines, displacements = [0.0], [0.0]
     for calls in seen:
@@ -76,13 +79,14 @@ def test_cosine_and_displacement_are_those_of_what_the_closure_saw(tmp_path):
             displacements.append(moved.norm().item())
         else:
             cosines, displacements = [*cosines, cosines[-1]], [*displacements, displacements[-1]]
-    assert [len(calls) for calls in seen] == [2 if t % EVERY == 1 and t > 1 else 1 for t in range(1, 48)]
+    assert [len(calls) for calls in seen] == [2 if t - 1 in marks else 1 for t in range(1, 48)]
     np.testing.assert_allclose(run["0.lr.cosine"], cosines[1:], rtol=1e-12)
     np.testing.assert_allclose(run["0.lr.displacement"], displacements[1:], rtol=1e-12)
-    assert run["probe"].tolist() == [(t - 1) // EVERY for t in range(1, 48)]
+    assert run["probe"].tolist() == [np.sum(marks < t) for t in range(1, 48)]
     assert run["loss"].tolist() == [calls[-1][0] for calls in seen]  # not those of the probes
-    expected = np.log(run["0.lr.value"][EVERY - 1]) - np.cumsum(run["0.lr.cosine"][EVERY::EVERY])
-    np.testing.assert_allclose(np.log(run["0.lr.value"][EVERY::EVERY]), expected, rtol=1e-12)
+    weighed = run["0.lr.cosine"][marks] * np.sqrt(np.diff(marks, prepend=0) / EVERY)
+    expected = np.log(run["0.lr.value"][0]) - np.cumsum(weighed)
+    np.testing.assert_allclose(np.log(run["0.lr.value"][marks]), expected, rtol=1e-12)
     assert "cosine" in (table := hs.tower_summary(opt, 80)).splitlines()[0]
     assert number(cosines[-1], 3) in table
     assert list(run)[:8] == [
@@ -92,7 +96,8 @@ def test_cosine_and_displacement_are_those_of_what_the_closure_saw(tmp_path):
 
 
 def test_of_one_number_a_tensor_the_mean_and_the_norm(tmp_path):
-    stack = "Adam(per_tensor(log(0.01)), beta1=fixed(0.9), beta2=fixed(0.999)) / SGD(0.1, at=average(0.9, every=4))"
+    level = "Adam(per_tensor(log(0.01)), beta1=fixed(0.9), beta2=fixed(0.999))"
+    stack = f"{level} / SGD(0.1, at=average(0.9, every=4, warmup=0))"
     run, opt, _ = problem(hyper(stack), 9, tmp_path / "run")
     cells = next(opt.towers())[1].climb.layout.unpack(next(opt.towers())[1].cells)
     assert cells["0.cosine"].shape == (2,)
@@ -103,7 +108,11 @@ def test_of_one_number_a_tensor_the_mean_and_the_norm(tmp_path):
 
 def test_of_each_param_group_and_of_live_ones_nothing(tmp_path):
     def groups(params):
-        stacks = ("SGD(0.01) / SGD(1e-3)", "auto(SGD(0.01))", "SGD(log(0.01)) / SGD(1, at=average(0.9, every=3))")
+        stacks = (
+            "SGD(0.01) / SGD(1e-3)",
+            "auto(SGD(0.01), first=10)",
+            "SGD(log(0.01)) / SGD(1, at=average(0.9, every=3))",
+        )
         extra = torch.nn.Parameter(torch.ones(1, dtype=torch.float64))
         extra.grad = torch.ones(1, dtype=torch.float64)
         chosen = zip([*params, extra], stacks, strict=True)
@@ -316,7 +325,7 @@ def test_a_rate_that_the_bound_made_smaller(tmp_path):
         assert bool(of(reading(record(**{"0.lr.value": value})), "the bound")) is fires
     run, *_ = problem(hyper("auto(Adam(1.0))"), 12, tmp_path / "run")  # all of it in the first step
     found = of(reading(run), "the bound")
-    assert f"took it from 1 down to {number(run['0.lr.value'][9])} before the first probe" in found[0]
+    assert f"took it from 1 down to {number(run['0.lr.value'][0])} before the first probe" in found[0]
     assert run["0.lr.value"][0] < 0.5
 
 
@@ -343,7 +352,7 @@ def test_a_rate_that_overshoots_at_every_probe():
 def run(tmp_path_factory):
     """A finished run of auto, from far below."""
     path = tmp_path_factory.mktemp("auto") / "run"
-    train_toy(path, stack=str(hs.parse("auto(Adam(1e-6))")), epochs=20)
+    train_toy(path, stack=str(hs.parse(f"auto(Adam(1e-6), first={EVERY})")), epochs=20)
     return path
 
 
@@ -375,7 +384,7 @@ def test_it_fits_every_terminal(run):
 
 
 def test_a_run_without_probes_has_no_table_of_them(tmp_path):
-    train_toy(tmp_path / "x", stack=AUTO, stop_at=10)
+    train_toy(tmp_path / "x", stack=str(hs.parse(ALIKE)), stop_at=10)
     screen = ok("inspect", "x")
     assert "at averages: 0 probes" in " ".join(screen.split())
     assert "\nprobes" not in screen

@@ -15,8 +15,8 @@ from torch.optim import lr_scheduler as schedulers
 from hyperstack import HyperOptimizer, InputError, RunError, buffers
 
 EVERY = 3
-AUTO = f"auto(Adam(0.01), every={EVERY}, decay=0.8, warmup=2)"
-PLACE = f"at=average(0.8, every={EVERY}, warmup=2, bound=0.05)"
+AUTO = f"auto(Adam(0.01), every={EVERY}, first={EVERY}, decay=0.8, warmup=2)"
+PLACE = f"at=average(0.8, every={EVERY}, first={EVERY}, warmup=2, bound=0.05)"
 BETAS = f"Adam(log(0.01), clip, weight_decay=0.1) / SGD(0.1, clip=[cosine], {PLACE})"
 MOMENTUM = f"SGD(log(0.01), nesterov, momentum=learned(0.5)) / Adam(0.01, {PLACE}) / SGD(1e-3)"
 SPREAD = f"LAMBC(per_tensor(log(0.01)), deviations=0.1) / SGD(0.1, momentum=0.5, {PLACE})"
@@ -371,6 +371,7 @@ def test_saved_and_loaded_anywhere_in_a_window_equals_the_straight_run(text, at)
     """In its middle, at its edge, right before a measurement; with gradients that come and go."""
     assert_same(*resumed(text, at))
     assert_same(*resumed(text, at, missing=lambda t, gs: gs))
+    assert_same(*resumed(text.replace(f"first={EVERY}", "first=1"), at))
 
 
 @pytest.mark.slow

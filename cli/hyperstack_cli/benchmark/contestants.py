@@ -160,7 +160,7 @@ def contestants() -> dict[str, Contestant]:
     def stack(text: str, **options: Any) -> Callable[[nn.Module], torch.optim.Optimizer]:
         return lambda model: hs.HyperOptimizer(model.parameters(), text, **options)
 
-    probing = hs.auto(hs.Adam)
+    probing = hs.auto(hs.Adam, first=10)  # with windows as they are after the first hundred steps
     live = probing[0] / hs.SGD(1.0, clip=[hs.cosine()])
     assert probing[1].at is not None
     every = probing[1].at.every
