@@ -7,16 +7,17 @@ from typing import Any
 from torch import Tensor
 
 from hyperstack.dsl import parse
-from hyperstack.errors import InputError
+from hyperstack.errors import InputError, RunError
+from hyperstack.rule import RULES
 from hyperstack.wrapper import Wrapper
 
+KNOWN = {"params", "param_names", "lr", "initial_lr", "stack", "nonfinite", "compile"}
 FOREIGN = "load a state_dict that HyperOptimizer wrote"
 
 
 def check_group(group: dict[str, Any]) -> None:
     """A param group as the user gives it: keys that are known, and no rate where the factor of schedulers belongs."""
-    known = {"params", "param_names", "lr", "initial_lr", "stack", "nonfinite", "compile"}
-    unknown = sorted(set(group) - known)
+    unknown = sorted(group.keys() - KNOWN)
     if unknown:
         raise InputError(
             f"a param group has no {', '.join(map(repr, unknown))}",
@@ -28,6 +29,17 @@ def check_group(group: dict[str, Any]) -> None:
         raise InputError(
             f"'lr' of a param group is the factor that schedulers set, 1.0 at first, and not {float(group['lr']):g}",
             instead='for a rate of its own give the group its own stack: {"params": ..., "stack": "Adam(1e-4)"}',
+        )
+
+
+def refuse_written(group: dict[str, Any]) -> None:
+    """A RunError where a hyperparameter was written into a param group since, as for torch's optimizers."""
+    others = group.keys() - KNOWN  # those of schedulers, mostly
+    if written := [n for n in others if n == "betas" or any(n in rule.hyperparameters for rule in RULES.values())]:
+        raise RunError(
+            f"{written[0]!r} was written into a param group, where nobody reads it",
+            why="hyperparameters are part of the stack, and may be learned",
+            instead=f"take it out, del group[{written[0]!r}], and give the optimizer a stack that has it",
         )
 
 

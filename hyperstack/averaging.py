@@ -41,7 +41,7 @@ class AveragingTower(Tower):
     @property
     def due(self) -> bool:
         """Whether the next step begins with a measurement."""
-        return self.count - self.began == self.window.place.length(self.began)
+        return self.count - self.began >= self.window.place.length(self.began)
 
     @torch.no_grad()
     def measure(self, tensors: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:

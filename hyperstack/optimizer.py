@@ -13,7 +13,15 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from hyperstack.admission import check_group, check_nonfinite, check_params, check_stacks, check_state, shapes
+from hyperstack.admission import (
+    check_group,
+    check_nonfinite,
+    check_params,
+    check_stacks,
+    check_state,
+    refuse_written,
+    shapes,
+)
 from hyperstack.averaging import AveragingTower, make_tower
 from hyperstack.dsl import parse
 from hyperstack.engine import Tower
@@ -154,6 +162,8 @@ class HyperOptimizer(torch.optim.Optimizer):
         return grads
 
     def _refuse_step(self, closure: Callable[[], Any] | None) -> None:
+        for group in self.param_groups:
+            refuse_written(group)
         if closure is None and any(self._averaging()):
             raise RunError(
                 "this stack measures hypergradients at averaged weights, and needs a closure",

@@ -770,6 +770,21 @@ def test_an_unknown_key_of_a_group_is_refused(key):
     assert_same(seen(opt), before)
 
 
+@pytest.mark.parametrize("key", ["weight_decay", "betas", "momentum", "eps"])
+def test_a_hyperparameter_that_is_written_into_a_group_is_refused(key):
+    """As one does with torch's optimizers; it would be without any effect. Keys of schedulers are let be."""
+    opt = after_three_steps()
+    opt.param_groups[0]["swa_lr"] = 0.1
+    opt.step()
+    opt.param_groups[0][key] = 0.1
+    before = seen(opt)
+    with pytest.raises(RunError, match=rf"'{key}' was written into a param group[\s\S]*del group\['{key}'\]"):
+        opt.step()
+    assert_same(seen(opt), before)
+    del opt.param_groups[0][key]
+    opt.step()
+
+
 def test_other_mistakes_raise_what_torch_raises():
     p = nn.Parameter(torch.ones(2))
     for make in (optim.Adam, lambda ps: HyperOptimizer(ps, LEARNING)):
