@@ -191,7 +191,7 @@ TINY = {
     "entrants": [
         {"label": "A tower!", "stack": "Adam(λ) / SGD(1e-3)", "default": 0.01},
         {"label": "Adam", "stack": "Adam(λ)"},
-        {"label": "AdamW, cosine", "stack": "AdamW(λ)", "schedule": "cosine"},
+        {"label": "AdamW, cosine", "stack": "AdamW(λ)", "schedule": "cosine", "finer": [0.03]},
         {"label": "Prodigy", "rival": "prodigy"},
     ],
     "parts": [
@@ -226,6 +226,10 @@ MALFORMED = {
     "a schedule": (("entrants", 1, "schedule"), "linear", "'linear' is no schedule"),
     "no parts": (("parts",), [], "parts must be there"),
     "a part twice": (("parts", 1, "name"), "toy", "parts must be there, with different names"),
+    "no list": (("entrants", 2, "finer"), 0.03, "finer is not a list"),
+    "one between twice": (("entrants", 2, "finer"), [0.03, 0.03], "finer are not different numbers between the starts"),
+    "one that is there": (("entrants", 2, "finer"), [0.01], "finer are not different numbers between the starts"),
+    "one outside": (("entrants", 2, "finer"), [0.3], "finer are not different numbers between the starts"),
     "an unknown field": (("parts", 0, "colour"), 1, "parts 1: colour is not known"),
     "figures": (("source",), {}, "source is not known"),
 }  # fmt: skip
@@ -268,20 +272,22 @@ def test_a_whole_comparison(tiny, tmp_path):
     found = stored(tmp_path / "whole")
     assert [part["name"] for part in found["parts"]] == ["toy", "other"]
     assert (found["share"], found["not_run"]) == (1, [])
-    assert "tiny · 72 runs, about a minute on two cores" in remarks
-    assert "72/72  other/prodigy  λ = 0.1  seed 2" in remarks
+    assert "tiny · 78 runs, about a minute on two cores" in remarks
+    assert "78/78  other/prodigy  λ = 0.1  seed 2" in remarks
     part = found["parts"][0]
-    assert (part["cells"], part["cells_done"]) == (36, 36)
+    assert (part["cells"], part["cells_done"]) == (39, 39)
     for each, place in zip(part["entrants"], ("a-tower", "adam", "adamw-cosine", "prodigy"), strict=True):
         results = json.loads((tmp_path / "whole" / "toy" / place / "results.json").read_text())
         assert {r["schedule"] for r in results} == {"cosine" if "cosine" in place else "constant"}
-        assert {r["together"] for r in results} == {1 if place == "prodigy" else 9}
+        assert {r["together"] for r in results} == {{"prodigy": 1, "adamw-cosine": 4}.get(place, 9)}
         for row in each["rows"]:
             wanted = {str(r["seed"]): 100 * r["test_error"] for r in results if r["λ"] == row["start"]}
             assert row["figures"] == wanted
             assert row["mean"] == pytest.approx(statistics.fmean(wanted.values()))
             assert row["deviation"] == pytest.approx(statistics.stdev(wanted.values()))
         assert each["best"] == min(each["rows"], key=lambda row: row["mean"])["start"]
+        curve = {row["start"]: row["mean"] for row in each["rows"] if row["start"] != 0.03}  # of those of all
+        assert each["area"]["mean"] == pytest.approx(standing.area(curve))
     assert part["says"] == standing.sentences(part)
     for sentence in (*part["says"], *found["remarks"], *found["rule"]):
         assert sentence[:40] in output
@@ -359,7 +365,7 @@ def test_an_outcome_before_all_have_ended(tiny, tmp_path):
     one = outcome(found, asked, pieces, {"toy/adam": {0: {"test_error": 0.25, "diverged": False}}})
     (adam,) = (each for each in one["parts"][0]["entrants"] if each["label"] == "Adam")
     assert (adam["best"], adam["area"]["mean"]) == (None, None)
-    assert errors(one["parts"][0], 1)[2][1:] == ["25.0 of 1", "-", "-"]
+    assert errors(one["parts"][0], 1)[2][1:] == ["25.0 of 1", "-", "", "-"]
     (panel,) = comparison_pictures(one)
     assert [(line.label, line.steps.tolist(), line.values.tolist()) for line in panel.lines] == [
         ("Adam", [1e-3], [25.0])
@@ -421,7 +427,14 @@ def part_of(errors, default=0.01):
     duels = [standing._duel(labels[0], rival, start, start, errors) for rival in labels[1:] for start in starts]
     tower = types.SimpleNamespace(label=labels[0], default=default)
     return {
-        "entrants": [{"label": label, "runs": len(starts)} for label in labels],
+        "entrants": [
+            {
+                "label": label,
+                "runs": len(starts),
+                "rows": [{"mean": statistics.fmean(x.values()), "figures": x} for x in errors[label].values()],
+            }
+            for label in labels
+        ],
         "duels": duels,
         "defaults": [standing._at_default(tower, labels[1:], errors)],
     }
@@ -439,6 +452,7 @@ def test_sentences_by_hand():
         "tower loses to rival from λ = 0.01 by 1.00 ± 0.25.",
         "tower from its default, λ = 0.01, one run a seed: 4.00 %; the best tuned rival, rival from λ = 0.01, the best "
         "of 2 runs a seed: 3.00 %: the tower loses by 1.00 ± 0.25.",
+        "tower from any start: 1.33 to 1.67 times the error of that rival.",
     ]
     single = {label: {start: {0: x[0]} for start, x in by.items()} for label, by in errors.items()}
     assert standing.sentences(part_of(single, 0.001)) == [
@@ -446,6 +460,7 @@ def test_sentences_by_hand():
         "tower has the larger error than rival from λ = 0.01 by 1.00 (single runs, without an interval).",
         "tower from its default, λ = 0.001, one run a seed: 5.00 %; the best tuned rival, rival from λ = 0.01, the "
         "best of 2 runs a seed: 3.00 %: undecided, +2.00 from the rival to the tower.",
+        "tower from any start: 1.33 to 1.67 times the error of that rival.",
     ]
 
 
@@ -481,4 +496,9 @@ def test_who_loses_where(found):
         assert {start for start in starts if f" {start:g} by " in line} == {s for r, s in lost if r == rival}
     best = min((statistics.fmean(errors[r][s].values()), r, s) for r in ("rival", "other") for s in starts)
     assert part["defaults"][0]["rival_error"] == best[0]
-    assert f"{best[0]:.2f} %" in said[-1]
+    told = next(s for s in said if "the best tuned rival" in s)
+    assert f"{best[0]:.2f} %" in told
+    own = [statistics.fmean(errors["tower"][start].values()) for start in starts]
+    ratios = f"{min(own) / best[0]:.2f} to {max(own) / best[0]:.2f} times" if best[0] else ""
+    assert [s for s in said if " times " in s] == [s for s in said if ratios and ratios in s]
+    assert len([s for s in said if " times " in s]) == bool(ratios)

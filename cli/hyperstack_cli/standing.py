@@ -44,10 +44,14 @@ def written(entrant: dict[str, Any]) -> str:
 
 
 def errors(part: dict[str, Any], digits: int, between: str = " ") -> list[list[str]]:
-    """A heading and a row for each entrant: its error from each start."""
-    seeds = len(part["seeds"])
-    rows = [[each["label"], *(_cell(row, digits, between, seeds) for row in each["rows"])] for each in part["entrants"]]
-    return [["", *(number(start) for start in part["starts"])], *rows]
+    """A heading and a row for each entrant: its error from each start that anybody was trained from."""
+    seeds, entrants = len(part["seeds"]), part["entrants"]
+    starts = sorted({row["start"] for each in entrants for row in each["rows"]})
+    rows = [[each["label"], *[""] * len(starts)] for each in entrants]
+    for cells, each in zip(rows, entrants, strict=True):
+        for row in each["rows"]:
+            cells[1 + starts.index(row["start"])] = _cell(row, digits, between, seeds)
+    return [["", *map(number, starts)], *rows]
 
 
 def _cell(row: dict[str, Any], digits: int, between: str, seeds: int) -> str:

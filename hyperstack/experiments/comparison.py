@@ -19,13 +19,15 @@ START = "λ"  # the free name of every entrant
 class Entrant:
     """Who is trained: a stack or a rival whose starting rate is λ, under a schedule.
 
-    default: the start of those who do not tune it; a tower, which is compared with the others, has one.
+    default: the start of those who do not tune it; a tower, which is compared with the others, has one. finer: rates
+    between the starts of all, from which it is trained too, for the best of them.
     """
 
     label: str
     text: str
     schedule: str
     default: float | None
+    finer: tuple[float, ...] = ()
 
     @property
     def place(self) -> str:
@@ -53,9 +55,12 @@ class Contest(Trained):
     @property
     def sweeps(self) -> dict[str, dict[str, Any]]:
         """One for each entrant that can be trained here."""
-        grid = {START: list(self.starts)}
         return {
-            f"{self.name}/{each.place}": {"stacks": [each.text], "grid": grid, "schedule": each.schedule}
+            f"{self.name}/{each.place}": {
+                "stacks": [each.text],
+                "grid": {START: sorted((*self.starts, *each.finer))},
+                "schedule": each.schedule,
+            }
             for each in self.entrants
             if each.why_not is None
         }
@@ -111,13 +116,16 @@ def _entrant(f: Fields, starts: tuple[float, ...]) -> Entrant:
     text = f"{f.text('rival')}({START})" if rival else f.text("stack")
     schedule = f.text("schedule") if "schedule" in f.content else CONSTANT
     default = f.number("default") if "default" in f.content else None
-    found = Entrant(f.text("label"), text, str(Schedule.parse(schedule)), default)
+    finer = tuple(f.figures("finer", None, []))
+    found = Entrant(f.text("label"), text, str(Schedule.parse(schedule)), default, finer)
     f.end()
     if rival and text.partition("(")[0] not in KNOWN:
         raise Damaged(f"{f.place}{text.partition('(')[0]} is none of {', '.join(KNOWN)}")
     if read_optimizer(text).free_names != (START,):
         raise Damaged(f"{f.place}{START} is not the one free name of {text}")
-    for start in starts:
+    if any(not x or x in starts or not starts[0] < x < starts[-1] for x in finer) or len({*finer}) < len(finer):
+        raise Damaged(f"{f.place}finer are not different numbers between the starts")
+    for start in (*starts, *finer):
         read_optimizer(text).bind(**{START: start}).resolve()
     if default is not None and default not in starts:
         raise Damaged(f"{f.place}the default {default:g} is none of the starts")

@@ -18,7 +18,8 @@ RULE = (
     "deviation (n - 1) over seeds of the test error after the last epoch. A run that diverges counts with the error it "
     "ends with.",
     "Area: the mean of the error over log10 of the start, by the trapezoid rule: the sum of (e[i] + e[i+1]) / 2 · "
-    "(log10 λ[i+1] - log10 λ[i]), divided by log10 of the last start over the first; with its 95 % t-interval.",
+    "(log10 λ[i+1] - log10 λ[i]), divided by log10 of the last start over the first, of the starts that all have in "
+    "common; with its 95 % t-interval.",
     "Best: the start with the least mean error, of those that all seeds were trained from. It is chosen by the errors "
     "that are shown, which flatters whoever is tuned, and it takes a run a seed from every start, so many in all; a "
     "tower at its default takes one.",
@@ -44,7 +45,7 @@ def standing(part: Contest, pieces: Sequence[Piece], found: Results) -> dict[str
             errors[each.label] = {
                 start: {seed: 100.0 * float(r["test_error"]) for seed, r in results[start].items()} for start in results
             }
-            entrants.append(_entrant(each, own[folder], results, errors[each.label]))
+            entrants.append(_entrant(each, own[folder], part.starts, results, errors[each.label]))
     towers = [each for each in part.entrants if each.default is not None and each.label in errors]
     rivals = [each.label for each in part.entrants if each.default is None and each.label in errors]
     content = {
@@ -74,15 +75,21 @@ def area(errors: Mapping[float, float]) -> float:
     return total / (points[-1][0] - points[0][0])
 
 
-def _entrant(each: Entrant, piece: Piece, results: Mapping[float, Mapping[int, Any]], errors: Errors) -> dict[str, Any]:
+def _entrant(
+    each: Entrant,
+    piece: Piece,
+    starts: Sequence[float],
+    results: Mapping[float, Mapping[int, Any]],
+    errors: Errors,
+) -> dict[str, Any]:
     rows = []
     for start, figures in errors.items():
         row: dict[str, Any] = {"start": start, "figures": {str(seed): x for seed, x in figures.items()}}
         row |= _spread(list(figures.values()))
         rows.append({**row, "diverged": sum(bool(r["diverged"]) for r in results[start].values())})
     known = [row for row in rows if len(row["figures"]) == len(piece.plan.seeds)]
-    whole = [seed for seed in piece.plan.seeds if all(seed in figures for figures in errors.values())]
-    areas = [area({start: figures[seed] for start, figures in errors.items()}) for seed in whole]
+    whole = [seed for seed in piece.plan.seeds if all(seed in errors[start] for start in starts)]
+    areas = [area({start: errors[start][seed] for start in starts}) for seed in whole]
     return {
         "label": each.label,
         "stack": each.text,
@@ -149,7 +156,9 @@ def sentences(part: Mapping[str, Any]) -> list[str]:
         for rival in dict.fromkeys(duel["rival"] for duel in duels):
             own = [duel for duel in duels if duel["rival"] == rival]
             found += _losses(tower, rival, own)
-        found += [_default(each, runs) for each in part["defaults"] if each and each["tower"] == tower]
+        for each in part["defaults"]:
+            if each and each["tower"] == tower:
+                found += [_default(each, runs), *_ratios(each, part)]
     return found
 
 
@@ -163,6 +172,16 @@ def _losses(tower: str, rival: str, duels: Sequence[Mapping[str, Any]]) -> list[
     behind = " (single runs, without an interval)" if single else ""
     said = ", ".join(f"{number(d['start'])} by {_difference(d)}" for d in places)
     return [f"{tower} {what} {rival} from {START} = {said}{behind}."]
+
+
+def _ratios(duel: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
+    """The error of a tower from its best and its worst start, in those of the best tuned rival."""
+    rows = next(each["rows"] for each in part["entrants"] if each["label"] == duel["tower"])
+    seeds = max(len(row["figures"]) for row in rows)
+    if any(len(row["figures"]) < seeds for row in rows) or not duel["rival_error"]:
+        return []
+    ratios = [row["mean"] / duel["rival_error"] for row in rows]
+    return [f"{duel['tower']} from any start: {min(ratios):.2f} to {max(ratios):.2f} times the error of that rival."]
 
 
 def _difference(duel: Mapping[str, Any]) -> str:
