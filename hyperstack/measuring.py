@@ -27,8 +27,8 @@ class Average(Choice):
 
     Where a window ends, the gradient ḡ of the next step's loss is taken at θ̄ as well. The hypergradient of h is ḡ · d,
     where d is the derivative by h of what the steps of the window moved θ̄: see `window` for what it is made of, and
-    what is dropped. The levels above move at these steps only. A `cosine` of a window counts √(K / every), so that the
-    noise of all measurements adds up to as much over any number of steps, whether windows are short or long.
+    what is dropped. The levels above move at these steps only. A `cosine` over K steps counts √(K / 10), so that
+    the noise of all measurements adds up to as much over any number of steps, whether windows are short or long.
 
     Windows grow as the span does that θ̄ looks back over. With `first=1`, the default, there is one after the first
     step already, and a rate that starts far too low is soon where it belongs; `first=every` makes all alike.
@@ -52,6 +52,10 @@ class Average(Choice):
     def kept(self, t: int) -> float:
         """How much of the average step t keeps, 1 being the first."""
         return min(self.decay, t / (t + self.warmup))
+
+    def weight(self, steps: int) -> float:
+        """How much a cosine over so many steps counts."""
+        return (steps / 10) ** 0.5
 
     def length(self, t: int) -> int:
         """How many steps the window has that begins after step t, 0 being the start."""

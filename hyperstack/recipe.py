@@ -25,7 +25,7 @@ def auto(
 ) -> Stack:
     """A primary level whose learning rate is found while it trains, from whatever start: no number is to be chosen.
 
-        log lr <- log lr - rate · √(K / every) · ḡ·d / (‖ḡ‖ ‖d‖)        after every window of K steps
+        log lr <- log lr - rate · √(K / 10) · ḡ·d / (‖ḡ‖ ‖d‖)        after every window of K steps
 
     ḡ is the gradient at the running average of the weights, d what the average has moved since the last time. Windows
     are of one step at first, then a tenth of the steps done, at last of `every` steps. The result is read at the

@@ -160,14 +160,16 @@ class Window:
                 for name in self.level.learned:
                     move = part["average"] - part["anchor"]
                     d = move if name == self.rate else part[f"moved.{name}"]
-                    for sums, x in ((products, flat * d), (squares, d.square()), (moves, move.square())):
+                    found = [(products, flat * d), (squares, d.square())]
+                    found += [(moves, move.square())] if name != self.rate else []
+                    for sums, x in found:
                         sums[name].index_add_(0, place[block.tensors], _sums(block.segments, x).to(like))
         received, displacement = self._packed(products, like), self._packed(squares, like).sqrt()
         # What is left of parts that cancel each other, as the betas' at Adam's first step, is rounding: no direction.
         lost = displacement < 100 * eps * self._packed(moves, like).sqrt()
         slope = torch.where(lost, 0.0, displacement) * total.sqrt()
         cosine = torch.where(slope > 0, received / slope, 0.0)
-        slope = slope * (self.place.every / steps) ** 0.5
+        slope = slope / self.place.weight(steps)
         return {"received": received, "displacement": displacement, "cosine": cosine, "slope": slope}
 
     def _packed(self, each: Tensors, like: Tensor) -> Tensor:

@@ -292,7 +292,7 @@ def test_windows_in_blocks_of_any_size(size, monkeypatch):
                 *(x.clone() for _, x in sorted(tower.averages(), key=lambda pair: pair[0])),
             ]
         )
-    assert_close(found[1], found[0], 1e-12, 1e-15)
+    assert_close(found[1], found[0], 1e-11, 1e-15)
 
 
 # ---- an unrolled derivative, where losses are curved
@@ -422,7 +422,7 @@ def theirs(make, turn, rate, steps, every=10, decay=0.99, warmup=10, first=1, ka
             pairs = list(
                 zip(gradient_of(drawn(t), means), (m - a for m, a in zip(means, anchors, strict=True)), strict=True)
             )
-            weighed, received = change(pairs) * math.sqrt((t - began) / every), sum((g * d).sum() for g, d in pairs)
+            weighed, received = change(pairs) * math.sqrt((t - began) / 10), sum((g * d).sum() for g, d in pairs)
             if last is not None:
                 kappa = kappa - above * float(received * -last)
             log_rate, last, anchors, began = log_rate - kappa * float(weighed), weighed, means, t
@@ -530,14 +530,10 @@ def test_betas_are_learned_by_what_is_carried_along():
     for t in range(60):
         if t in ends(60, every, warmup):
             probe = flat(gradient_of(drawn(t), parts(mean)))
-            known = [
-                d.norm() > 100 * EPS * (mean - anchor).norm() for d in moved
-            ]  # at Adam's first step, the rate only
-            assert t == 1 or all(known)
-            cosines = torch.stack(
-                [change([(probe, d)]) if k else number(0.0) for d, k in zip(moved, known, strict=True)]
-            )
-            h, anchor = h - kappa * math.sqrt((t - began) / every) * cosines, mean
+            lost = [bool(d.norm() < 100 * EPS * (mean - anchor).norm()) for d in moved]
+            assert lost == [False, t == 1, t == 1]  # the betas do nothing at Adam's first step
+            cosines = [number(0.0) if gone else change([(probe, d)]) for d, gone in zip(moved, lost, strict=True)]
+            h, anchor = h - kappa * math.sqrt((t - began) / 10) * torch.stack(cosines), mean
             moved, began = torch.zeros_like(moved), t
         g, a = flat(gradient_of(drawn(t), parts(theta))), min(decay, (t + 1) / (t + 1 + warmup))
         for k in range(3):

@@ -84,7 +84,7 @@ def test_cosine_and_displacement_are_those_of_what_the_closure_saw(tmp_path):
     np.testing.assert_allclose(run["0.lr.displacement"], displacements[1:], rtol=1e-12)
     assert run["probe"].tolist() == [np.sum(marks < t) for t in range(1, 48)]
     assert run["loss"].tolist() == [calls[-1][0] for calls in seen]  # not those of the probes
-    weighed = run["0.lr.cosine"][marks] * np.sqrt(np.diff(marks, prepend=0) / EVERY)
+    weighed = run["0.lr.cosine"][marks] * np.sqrt(np.diff(marks, prepend=0) / 10)
     expected = np.log(run["0.lr.value"][0]) - np.cumsum(weighed)
     np.testing.assert_allclose(np.log(run["0.lr.value"][marks]), expected, rtol=1e-12)
     assert "cosine" in (table := hs.tower_summary(opt, 80)).splitlines()[0]
