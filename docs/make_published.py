@@ -18,7 +18,7 @@ from hyperstack.experiments.verdicts import INCONCLUSIVE, NOT_REPRODUCED, REPROD
 from hyperstack.reports.text import number
 from hyperstack.schedule import CONSTANT
 from hyperstack_cli.published import difference, measured, part_line, plus_minus, scale_line
-from hyperstack_cli.standing import errors, summary
+from hyperstack_cli.standing import errors, starts_of, summary
 
 HERE = Path(__file__).parent
 STORED, TARGET = HERE / "results", HERE / "published.md"
@@ -100,7 +100,7 @@ def comparison(stored: list[dict[str, Any]]) -> str:
             blocks.append(f"```bash\n{found['command']}\n```")
             blocks.append("\n".join(f"- {code(each)}" for each in part["entrants"]))
             blocks.append(f"{found['measure'].capitalize()}, {found['unit']}, by λ; * where runs diverged:")
-            tables = (errors(part, found["digits"]), summary(part, found["digits"]))
+            tables = (errors(part, starts_of(part), found["digits"]), summary(part, found["digits"]))
             blocks += [table(rows[0], rows[1:], range(1, len(rows[0]))) for rows in tables]
             blocks.append("\n".join(f"- {sentence}" for sentence in part["says"]))
         left = [each for each in found["not_run"] if each["why"] != LEFT_OUT]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -55,7 +56,7 @@ class Average(Choice):
 
     def weight(self, steps: int) -> float:
         """How much a cosine over so many steps counts."""
-        return (steps / 10) ** 0.5
+        return math.sqrt(steps / 10)
 
     def length(self, t: int) -> int:
         """How many steps the window has that begins after step t, 0 being the start."""

@@ -365,7 +365,7 @@ def test_an_outcome_before_all_have_ended(tiny, tmp_path):
     one = outcome(found, asked, pieces, {"toy/adam": {0: {"test_error": 0.25, "diverged": False}}})
     (adam,) = (each for each in one["parts"][0]["entrants"] if each["label"] == "Adam")
     assert (adam["best"], adam["area"]["mean"]) == (None, None)
-    assert errors(one["parts"][0], 1)[2][1:] == ["25.0 of 1", "-", "", "-"]
+    assert errors(one["parts"][0], (1e-3, 0.01, 0.03, 0.1), 1)[2][1:] == ["25.0 of 1", "-", "", "-"]
     (panel,) = comparison_pictures(one)
     assert [(line.label, line.steps.tolist(), line.values.tolist()) for line in panel.lines] == [
         ("Adam", [1e-3], [25.0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,9 @@ def show_comparison(console: Console, found: dict[str, Any]) -> None:
         for each in part["entrants"]:
             console.print(f"  {written(each)}", soft_wrap=True)
         console.print(f"{found['measure']}, {found['unit']}, by {START}")
-        console.print(_table(errors(part, found["digits"], "\n")))
-        console.print()
+        for starts in _apart(part):
+            console.print(_table(errors(part, starts, found["digits"], "\n")))
+            console.print()
         console.print(_table(summary(part, found["digits"])))
         for sentence in part["says"]:
             console.print(item("-", sentence))
@@ -43,14 +45,24 @@ def written(entrant: dict[str, Any]) -> str:
     return f"{entrant['label']}: {entrant['stack']}{course}"
 
 
-def errors(part: dict[str, Any], digits: int, between: str = " ") -> list[list[str]]:
-    """A heading and a row for each entrant: its error from each start that anybody was trained from."""
-    seeds, entrants = len(part["seeds"]), part["entrants"]
-    starts = sorted({row["start"] for each in entrants for row in each["rows"]})
-    rows = [[each["label"], *[""] * len(starts)] for each in entrants]
-    for cells, each in zip(rows, entrants, strict=True):
-        for row in each["rows"]:
-            cells[1 + starts.index(row["start"])] = _cell(row, digits, between, seeds)
+def starts_of(part: dict[str, Any]) -> list[float]:
+    """All that anybody was trained from."""
+    return sorted({row["start"] for each in part["entrants"] for row in each["rows"]})
+
+
+def _apart(part: dict[str, Any]) -> list[list[float]]:
+    """The starts of all, and those of some alone: side by side they do not fit 80 columns."""
+    finer = [start for start in starts_of(part) if start not in part["starts"]]
+    return [part["starts"], finer] if finer else [part["starts"]]
+
+
+def errors(part: dict[str, Any], starts: Sequence[float], digits: int, between: str = " ") -> list[list[str]]:
+    """A heading and a row for each entrant that was trained from any of these starts: its error from each."""
+    rows = []
+    for each in part["entrants"]:
+        found = {row["start"]: _cell(row, digits, between, len(part["seeds"])) for row in each["rows"]}
+        if found.keys() & {*starts}:
+            rows.append([each["label"], *(found.get(start, "") for start in starts)])
     return [["", *map(number, starts)], *rows]
 
 
