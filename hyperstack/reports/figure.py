@@ -37,6 +37,7 @@ WIDTH, HEIGHT = 5.6, 2.4  # inches of a panel
 LEFT, RIGHT, BOTTOM, TOP = 0.8, 0.32, 0.42, 0.3  # inches of it around the axes
 ROWS = 80  # of panels, which at 150 dots an inch make the highest picture
 ENTRY, NAMED, LONGEST = 0.17, 100, 90  # of the legend: inches of a line, the most runs, characters of a name
+SHORT, FEW = 32, 4  # characters of names of which two stand side by side over a panel, and runs that have a line each
 STYLE: dict[str, Any] = {
     "axes.edgecolor": FAINT,
     "axes.facecolor": "none",
@@ -117,7 +118,9 @@ def _figure(panels: Sequence[Panel], legend: bool, across: int) -> Figure:
     across = columns if count % 2 else 1  # of the first panel
     rows = -(-(count - 1 + across) // columns)
     named = panels[0].lines[:NAMED] if legend and panels[0].several else []
-    total = HEIGHT * rows + ENTRY * -(-len(named) // columns)
+    short = len(named) > FEW and all(len(line.label) <= SHORT for line in named)
+    abreast = columns * (1 + short)
+    total = HEIGHT * rows + ENTRY * -(-len(named) // abreast)
     figure = Figure((WIDTH * columns, total))
     FigureCanvasAgg(figure)
     for i, panel in enumerate(panels):
@@ -127,16 +130,16 @@ def _figure(panels: Sequence[Panel], legend: bool, across: int) -> Figure:
         axes = figure.add_axes((left / columns / WIDTH, bottom / total, wide / columns / WIDTH, high / total))
         _draw(axes, panel)
         if named and i == 0:
-            _name(figure, axes, len(named), columns)
+            _name(figure, axes, len(named), abreast)
     return figure
 
 
-def _name(figure: Figure, axes: Axes, count: int, columns: int) -> None:
-    """The legend of these axes, above all of the panels, where it hides nothing."""
+def _name(figure: Figure, axes: Axes, count: int, abreast: int) -> None:
+    """The legend of these axes, so many names a line, above all of the panels, where it hides nothing."""
     drawn, names = (found[:count] for found in axes.get_legend_handles_labels())
     short = [shortened(str(name), LONGEST) for name in names]
     place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (0.0, 1.0), "borderaxespad": 0.0}
-    legend = figure.legend(drawn, short, **place, ncols=columns, fontsize=7.5, handlelength=2.6, labelspacing=0.3)
+    legend = figure.legend(drawn, short, **place, ncols=abreast, fontsize=7.5, handlelength=2.6, labelspacing=0.3)
     for handle in legend.get_lines():
         handle.set_marker("None")
 
