@@ -178,10 +178,13 @@ def numbers() -> str:
 
 
 def batches() -> str:
-    """`auto` at other batch sizes, and for fewer and more epochs."""
+    """`auto` at other batch sizes, and for fewer and more epochs; of many steps also with a longer average."""
     stack = "auto(Adam(λ))"
     rows = [from_starts(f"batch {size}, 5 epochs", stack, 5, size) for size in (16, 64, 256, 1024, 4096)]
     rows += [from_starts(f"batch 256, {epochs} epoch{'s' * (epochs > 1)}", stack, epochs) for epochs in (1, 2, 30, 100)]
+    for size, epochs in ((16, 5), (64, 5), (256, 30)):
+        label = f"batch {size}, {epochs} epochs, `decay=0.999`"
+        rows.append(from_starts(label, "auto(Adam(λ), decay=0.999)", epochs, size))
     return markdown(["", *FROM], rows)
 
 
