@@ -377,9 +377,11 @@ def sweep() -> str:
 def probing() -> str:
     """What measuring at averages costs, against the same tower that measures live."""
     rows = []
-    for workload, form in itertools.product(("mnist", "gpt"), ("", ", compiled")):
+    for (workload, seconds), form in itertools.product(
+        {"mnist": 30, "gpt": 30, "resnet": 90}.items(), ("", ", compiled")
+    ):
         only = [word for name in (f"auto(Adam), live{form}", f"auto(Adam){form}") for word in ("--only", name)]
-        for f in bench(workload, "--seconds", "30", *only):
+        for f in bench(workload, "--seconds", str(seconds), *only):
             ratio = "{:.2f} ({:.2f}-{:.2f})".format(f["ratio"], *f["spread"])
             rows.append([workload, f"`{f['contestant']}`", ratio, f"{f['state']:.0f}"])
             print(*rows[-1], file=sys.stderr, flush=True)
