@@ -109,14 +109,16 @@ def test_a_run_looks_the_same_where_others_lack_the_key():
 
 
 @pytest.mark.slow
-def test_the_legend_of_a_png_hides_no_line(tmp_path):
-    flat = [Line(f"run {i}", np.array([1.0, 2]), np.array([float(i)] * 2), place=i) for i in range(6)]
+@pytest.mark.parametrize(("name", "count", "high"), [("run", 6, 3), ("run", 4, 4), ("r" * figure.SHORT, 6, 6)])
+def test_the_legend_of_a_png_hides_no_line(tmp_path, name, count, high):
+    """Two names a line where there are many, and all are short."""
+    flat = [Line(f"{name} {i}", np.array([1.0, 2]), np.array([float(i)] * 2), place=i) for i in range(count)]
     named, bare = (Panel("x", "y", flat, False, several) for several in (True, False))
     for name, panel in (("named", named), ("bare", bare)):
         figure.png([panel], tmp_path / f"{name}.png")
     with_legend, without = (pixels((tmp_path / f"{name}.png").read_bytes()) for name in ("named", "bare"))
     above = len(with_legend) - len(without)
-    assert above == pytest.approx(150 * figure.ENTRY * 6, abs=1)
+    assert above == pytest.approx(150 * figure.ENTRY * high, abs=1)
     assert near(with_legend[:above], figure.COLORS[0]) > 50
     np.testing.assert_allclose(with_legend[above + 30 :], without[30:], atol=80)
 
