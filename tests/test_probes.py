@@ -30,7 +30,7 @@ from hyperstack_cli.tower import TowerView
 pytestmark = pytest.mark.usefixtures("elsewhere")
 EVERY = 10
 AUTO = str(hs.parse("auto(Adam)"))
-ALIKE = f"auto(Adam, first={EVERY})"  # all windows
+ALIKE = f"auto(Adam, first={EVERY})"  # all windows as long as the last
 
 
 def problem(opt_of, steps, path, **options):
