@@ -37,15 +37,15 @@ class Average(Choice):
     One-step hypergradients are short-sighted: at the noise floor the last step always looks too long. θ̄ looks back over
     1 / (1 - decay) steps and is below that floor. Ours, without a publication.
 
-    `bound` helps a rate that starts too high, before hypergradients can: in the first `every` steps, no update changes
-    a tensor by more than this share of its norm (tensors that are 0 may move freely). Where it would, update and rate
-    are made smaller, which takes a rate that is learned as log. 0 is off.
+    `bound` helps a rate that starts too high, or grows faster than hypergradients can tell: in the first `every` steps,
+    no update changes the weights, as one vector, by more than this share of their norm (from 0 they may move freely).
+    Where it would, update and rate are made smaller, which takes a rate that is learned as log. 0 is off.
     """
 
     name: ClassVar[str] = "average"
 
     decay: float = option(domain=UNIT, doc="how much of the average is kept at each step, once it is warm")
-    every: int = option(10, Interval(1.0), "steps between two measurements, once warm")
+    every: int = option(100, Interval(1.0), "steps between two measurements, once warm")
     warmup: int = option(10, NON_NEGATIVE, "step t looks back over 1 + t / warmup steps, or fewer; 0: warm at once")
     first: int = option(1, Interval(1.0), "steps before the first measurement; windows grow as t / warmup")
     bound: float = option(0.0, NON_NEGATIVE, "the largest relative update in the first steps; 0: any")

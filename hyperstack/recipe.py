@@ -18,7 +18,7 @@ def auto(
     *,
     rate: Value = 1.0,
     decay: float = 0.99,
-    every: int = 10,
+    every: int = 100,
     warmup: int = 10,
     first: int = 1,
     bound: float = 0.1,

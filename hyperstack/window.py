@@ -186,21 +186,21 @@ class Window:
         return Before([t.detach().clone() for t in tensors], ahead)
 
     def restrain(self, before: Before, buckets: Sequence[Bucket], tensors: Sequence[Tensor], raw: Tensor) -> None:
-        """Shorten an update that was too large for some tensor, and make the rate smaller by as much."""
-        sizes = [(t - b).norm().to(raw) for t, b in zip(tensors, before.tensors, strict=True)]
-        norms = torch.stack([b.norm().to(raw) for b in before.tensors])
-        relative = torch.where(norms > 0, torch.stack(sizes) / norms, 0.0)
-        factor = torch.where(torch.isfinite(relative), (self.place.bound / relative).clamp(max=1), 1.0)
-        rate = self.level.layout.unpack(raw)["lr"]
-        if not rate.dim():
-            factor = factor.min().expand(len(tensors))
-        for t, b, share in zip(tensors, before.tensors, factor.unbind(), strict=True):
+        """Shorten an update that was too large for the weights, and make the rate smaller by as much."""
+        relative = _norm([t - b for t, b in zip(tensors, before.tensors, strict=True)], raw) / _norm(before.tensors, raw)
+        share = torch.where(torch.isfinite(relative), (self.place.bound / relative).clamp(max=1), 1.0)
+        for t, b in zip(tensors, before.tensors, strict=True):
             t.copy_(torch.lerp(b, t, share.to(t)))
         for bucket, ahead in zip(buckets, before.ahead, strict=True):
-            share = bucket.segments.expand(factor[bucket.place.to(factor.device)].to(bucket.device, bucket.dtype))
             for name, old in ahead.items():
-                bucket.flats[f"ahead.{name}"].copy_(torch.lerp(old, bucket.flats[f"ahead.{name}"], share))
-        rate.add_((factor if rate.dim() else factor[0]).log())
+                flat = bucket.flats[f"ahead.{name}"]
+                flat.copy_(torch.lerp(old, flat, share.to(flat)))
+        self.level.layout.unpack(raw)["lr"].add_(share.log())
+
+
+def _norm(tensors: Sequence[Tensor], like: Tensor) -> Tensor:
+    """The norm of all of them as one vector."""
+    return torch.stack([t.norm().to(like) for t in tensors]).norm()
 
 
 def _sums(segments: Segments, flat: Tensor) -> Tensor:
