@@ -84,9 +84,9 @@ def averages(stack, raws, grads, schedule, held=None):
 
 
 def shorter(before, after, bound):
-    """The share of an update that changes no tensor by more than `bound` of its norm; 0: any."""
-    most = max(float((a - b).norm() / b.norm()) for a, b in zip(after, before, strict=True))
-    return min(1.0, bound / most) if bound and most else 1.0
+    """The share of an update that changes the weights, as one vector, by at most `bound` of their norm; 0: any."""
+    change = math.hypot(*(float((a - b).norm()) for a, b in zip(after, before, strict=True)))
+    return min(1.0, bound * math.hypot(*(float(b.norm()) for b in before)) / change) if bound and change else 1.0
 
 
 def displacements(found, i):
@@ -411,7 +411,7 @@ def change(pairs):
     )
 
 
-def theirs(make, turn, rate, steps, every=10, decay=0.99, warmup=10, first=1, kappa=1.0, bound=None, above=0.0):
+def theirs(make, turn, rate, steps, every=100, decay=0.99, warmup=10, first=1, kappa=1.0, bound=0.0, above=0.0):
     """The loop, with an optimizer of others. `turn(optimizer, rate)` sets its rate."""
     weights = [torch.nn.Parameter(w) for w in initial()]
     opt, log_rate, rows = make(weights), math.log(rate), []
@@ -431,9 +431,8 @@ def theirs(make, turn, rate, steps, every=10, decay=0.99, warmup=10, first=1, ka
         for w, g in zip(weights, gradient_of(drawn(t), weights), strict=True):
             w.grad = g
         opt.step()
-        if bound and t < every:
-            most = max(float((w.detach() - b).norm() / b.norm()) for w, b in zip(weights, before, strict=True))
-            share = min(1.0, bound / most)
+        if t < every:
+            share = shorter(before, [w.detach() for w in weights], bound)
             log_rate += math.log(share)
             with torch.no_grad():
                 for w, b in zip(weights, before, strict=True):
