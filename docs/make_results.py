@@ -183,22 +183,23 @@ def batches() -> str:
     rows = [from_starts(f"batch {size}, 5 epochs", stack, 5, size) for size in (16, 64, 256, 1024, 4096)]
     rows += [from_starts(f"batch 256, {epochs} epoch{'s' * (epochs > 1)}", stack, epochs) for epochs in (1, 2, 30, 100)]
     for size, epochs in ((16, 5), (64, 5), (256, 30)):
-        label = f"batch {size}, {epochs} epochs, `decay=0.999`"
-        rows.append(from_starts(label, "auto(Adam(λ), decay=0.999)", epochs, size))
+        label = f"batch {size}, {epochs} epochs, `decay=0.999, every=1000`"
+        rows.append(from_starts(label, "auto(Adam(λ), decay=0.999, every=1000)", epochs, size))
     return markdown(["", *FROM], rows)
 
 
 def windows() -> str:
-    """Windows that grow from one step to ten, and windows of ten steps from the first on."""
+    """Windows that grow from one step to a hundred, from one to ten, and of ten steps from the first on to the last."""
     settings = [
         ("mnist", 1, 256),
         ("mnist", 5, 256),
         ("mnist", 5, 4096),
-        ("mnist-relu", 1, 256),
+        ("mnist", 5, 64),
+        ("mnist", 30, 256),
         ("mnist-relu", 5, 256),
     ]
     rows = []
-    for (name, epochs, size), more in itertools.product(settings, ("", ", first=10")):
+    for (name, epochs, size), more in itertools.product(settings, ("", ", every=10", ", every=10, first=10")):
         label = f"`{name}`, {epochs} epoch{'s' * (epochs > 1)}, batches of {size} | `auto(Adam(λ){more})`"
         rows.append(from_starts(label, f"auto(Adam(λ){more})", epochs, size, name))
     return markdown([" | ", *FROM], rows).replace("| --- |", "| --- | --- |")
