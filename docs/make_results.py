@@ -381,7 +381,9 @@ def probing() -> str:
     for (workload, seconds), form in itertools.product(
         {"mnist": 30, "gpt": 30, "resnet": 90}.items(), ("", ", compiled")
     ):
-        only = [word for name in (f"auto(Adam), live{form}", f"auto(Adam){form}") for word in ("--only", name)]
+        only = [
+            word for name in (f"auto(Adam), live{form}", f"auto(Adam, every=10){form}") for word in ("--only", name)
+        ]
         for f in bench(workload, "--seconds", str(seconds), *only):
             ratio = "{:.2f} ({:.2f}-{:.2f})".format(f["ratio"], *f["spread"])
             rows.append([workload, f"`{f['contestant']}`", ratio, f"{f['state']:.0f}"])

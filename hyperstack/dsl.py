@@ -7,7 +7,7 @@
                with a number of steps in fixed_after
     flag       clip, or an option of the rule that is true or false
     clip=      True, a transform, or a list of transforms, whose arguments are numbers, flags and quoted texts
-    at=        live, or average(0.99, every=10)
+    at=        live, or average(0.99, every=100)
 
 All mistakes of one text are found together and raised as one `StackError`.
 """

@@ -31,8 +31,10 @@ class Average(Choice):
     what is dropped. The levels above move at these steps only. A `cosine` over K steps counts √(K / 10), so that
     the noise of all measurements adds up to as much over any number of steps, whether windows are short or long.
 
-    Windows grow as the span does that θ̄ looks back over. With `first=1`, the default, there is one after the first
-    step already, and a rate that starts far too low is soon where it belongs; `first=every` makes all alike.
+    Windows grow as the span does that θ̄ looks back over; with `every` = 1 / (1 - decay) they become as long as that.
+    Where noise makes θ̄ wander, it wanders far in no shorter window, and that it should rather rest is not seen. With
+    `first=1`, the default, there is one after the first step already, and a rate that starts far too low is soon where
+    it belongs; `first=every` makes all alike.
 
     One-step hypergradients are short-sighted: at the noise floor the last step always looks too long. θ̄ looks back over
     1 / (1 - decay) steps and is below that floor. Ours, without a publication.

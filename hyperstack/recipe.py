@@ -28,11 +28,11 @@ def auto(
         log lr <- log lr - rate · √(K / 10) · ḡ·d / (‖ḡ‖ ‖d‖)        after every window of K steps
 
     ḡ is the gradient at the running average of the weights, d what the average has moved since the last time. Windows
-    are of one step at first, then a tenth of the steps done, at last of `every` steps. The result is read at the
-    average: `opt.averaged()`. It is short for
+    are of one step at first, then a tenth of the steps done, at last of `every` steps: as long as the average looks
+    back. In the first `every` steps no update changes the weights by more than a tenth of their norm. The result is
+    read at the average: `opt.averaged()`. It is short for
 
-        Adam(log(0.001), beta1=fixed(0.9), beta2=fixed(0.999))
-            / SGD(1.0, clip=[cosine], at=average(0.99, every=10, bound=0.1))
+        Adam(log(0.001), beta1=fixed(0.9), beta2=fixed(0.999)) / SGD(1.0, clip=[cosine], at=average(0.99, bound=0.1))
 
     and prints as that. base: any rule, or a level with settings of its own, such as `SGD(0.1, momentum=0.9)`, at whose
     rate learning starts; its other hyperparameters are fixed, but where it says `learned(...)`. rate: of level 1, a

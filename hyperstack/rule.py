@@ -308,7 +308,7 @@ def _as_place(value: object) -> Average | None:
         return None
     if isinstance(value, Average):
         return value
-    raise InputError(f"{value!r} is no place to measure at", instead="write at=live or at=average(0.99, every=10)")
+    raise InputError(f"{value!r} is no place to measure at", instead="write at=live or at=average(0.99, every=100)")
 
 
 class Stack:

@@ -148,8 +148,8 @@ class Window:
         that many `steps` counts: see `Average`. Where d is lost in rounding, cosine and slope are 0.
         """
         count, eps = self.level.count, max(torch.finfo(bucket.dtype).eps for bucket in buckets)
-        products, squares, moves = ({n: like.new_zeros(count) for n in self.level.learned} for _ in range(3))
-        total = like.new_zeros(())
+        products, squares = ({n: like.new_zeros(count) for n in self.level.learned} for _ in range(2))
+        moved, total = like.new_zeros(count), like.new_zeros(())
         for bucket in buckets:
             if (mine := bucket.pick(grads)) is None:
                 continue
@@ -157,16 +157,18 @@ class Window:
             for block, part, grad in zip(bucket.blocks, bucket.parts, bucket.gather(mine), strict=True):
                 flat = grad.to(bucket.dtype)
                 total = total + flat.square().sum().to(like)
+                if not self.level.learned:
+                    continue
+                move = part["average"] - part["anchor"]
+                found = [(moved, move.square())]
                 for name in self.level.learned:
-                    move = part["average"] - part["anchor"]
                     d = move if name == self.rate else part[f"moved.{name}"]
-                    found = [(products, flat * d), (squares, d.square())]
-                    found += [(moves, move.square())] if name != self.rate else []
-                    for sums, x in found:
-                        sums[name].index_add_(0, place[block.tensors], _sums(block.segments, x).to(like))
+                    found += [(products[name], flat * d), (squares[name], d.square())]
+                for sums, x in found:
+                    sums.index_add_(0, place[block.tensors], _sums(block.segments, x).to(like))
         received, displacement = self._packed(products, like), self._packed(squares, like).sqrt()
         # What is left of parts that cancel each other, as the betas' at Adam's first step, is rounding: no direction.
-        lost = displacement < 100 * eps * self._packed(moves, like).sqrt()
+        lost = displacement < 100 * eps * self._packed(dict.fromkeys(self.level.learned, moved), like).sqrt()
         slope = torch.where(lost, 0.0, displacement) * total.sqrt()
         cosine = torch.where(slope > 0, received / slope, 0.0)
         slope = slope / self.place.weight(steps)
@@ -187,7 +189,9 @@ class Window:
 
     def restrain(self, before: Before, buckets: Sequence[Bucket], tensors: Sequence[Tensor], raw: Tensor) -> None:
         """Shorten an update that was too large for the weights, and make the rate smaller by as much."""
-        relative = _norm([t - b for t, b in zip(tensors, before.tensors, strict=True)], raw) / _norm(before.tensors, raw)
+        relative = _norm([t - b for t, b in zip(tensors, before.tensors, strict=True)], raw) / _norm(
+            before.tensors, raw
+        )
         share = torch.where(torch.isfinite(relative), (self.place.bound / relative).clamp(max=1), 1.0)
         for t, b in zip(tensors, before.tensors, strict=True):
             t.copy_(torch.lerp(b, t, share.to(t)))

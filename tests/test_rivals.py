@@ -1,10 +1,12 @@
 """Towers and their rivals: optimizers of other packages in our loop, and comparisons from file to outcome."""
 
+import importlib.util
 import json
 import math
 import statistics
 import types
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -306,6 +308,30 @@ def test_again_nothing_is_trained(tiny, tmp_path, monkeypatch):
     assert json.loads(output) == stored(tmp_path / "a")
     assert contents(tmp_path / "a") == before
     assert json.loads(output)["not_run"] == [{"row": "toy", "published": "", "why": "left out by --part"}]
+
+
+@pytest.mark.slow
+def test_a_stored_outcome_goes_on(tiny, tmp_path, monkeypatch):
+    """With what was stored of it, all but one entrant's runs are there; with those, it is the outcome that it was."""
+    place = Path(__file__).parent.parent / "docs" / "unpack_results.py"
+    spec = importlib.util.spec_from_file_location("docs_unpack_results", place)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert command("reproduce", "tiny", "--out", "a", "--part", "other", "--seeds", 2, "--jobs", 1)[0] == 0
+    wanted = stored(tmp_path / "a")
+    runs = wanted["parts"][0]["cells"]
+    assert module.unpack(wanted, tmp_path / "b", ["Adam"]) == runs - 6
+    code, output, remarks = command("reproduce", "tiny", "--out", "b", "--resume", "--json", "--jobs", 1)
+    assert code == 0
+    assert f"{runs}/{runs}  other/adam  λ" in remarks
+    assert remarks.count("other/") == 6
+    found = json.loads(output)
+    rows = ([row for each in all_of["parts"][0]["entrants"] for row in each["rows"]] for all_of in (found, wanted))
+    for mine, theirs in zip(*rows, strict=True):
+        assert mine["figures"] == pytest.approx(theirs["figures"], rel=1e-15)  # divided by 100, and multiplied again
+        assert (mine["start"], mine["diverged"]) == (theirs["start"], theirs["diverged"])
+    assert found["command"] == wanted["command"]
+    assert found["parts"][0]["says"] == wanted["parts"][0]["says"]
 
 
 @pytest.mark.slow

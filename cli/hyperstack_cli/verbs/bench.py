@@ -45,8 +45,8 @@ def command(
 
     WORKLOAD is mnist (the default), gpt, resnet, or a number of parameters such as 1e6 under a trivial loss. The
     contestants take turns, step by step; ratios are medians of the ratios of neighbouring steps, with their quartiles.
-    "recorded" also writes its record, into the folder of temporary files, as train does. "auto(Adam)", which has a
-    probe every ten steps, is measured in means of ten; "auto(Adam), live" is the same stack without probes.
+    "recorded" also writes its record, into the folder of temporary files, as train does. "auto(Adam, every=10)", which
+    has a probe every ten steps, is measured in means of ten; "auto(Adam), live" is the same stack without probes.
 
     \b
     step ms   a whole training step, milliseconds
