@@ -30,7 +30,7 @@ from hyperstack_cli.tower import TowerView
 pytestmark = pytest.mark.usefixtures("elsewhere")
 EVERY = 10
 AUTO = str(hs.parse("auto(Adam)"))
-ALIKE = f"auto(Adam, first={EVERY})"  # all windows as long as the last
+ALIKE = f"auto(Adam, every={EVERY}, first={EVERY})"  # all windows as long as the last
 
 
 def problem(opt_of, steps, path, **options):
@@ -352,7 +352,7 @@ def test_a_rate_that_overshoots_at_every_probe():
 def run(tmp_path_factory):
     """A finished run of auto, from far below."""
     path = tmp_path_factory.mktemp("auto") / "run"
-    train_toy(path, stack=str(hs.parse(f"auto(Adam(1e-6), first={EVERY})")), epochs=20)
+    train_toy(path, stack=str(hs.parse(f"auto(Adam(1e-6), every={EVERY}, first={EVERY})")), epochs=20)
     return path
 
 
