@@ -7,6 +7,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
+from torch import Tensor
+
 from hyperstack.choices import Choice, option
 from hyperstack.errors import InputError
 from hyperstack.hyperparameter import NON_NEGATIVE, UNIT, Interval, Resolved
@@ -28,8 +31,13 @@ class Average(Choice):
 
     Where a window ends, the gradient ḡ of the next step's loss is taken at θ̄ as well. The hypergradient of h is ḡ · d,
     where d is the derivative by h of what the steps of the window moved θ̄: see `window` for what it is made of, and
-    what is dropped. The levels above move at these steps only. A `cosine` over K steps counts √(K / 10), so that
-    the noise of all measurements adds up to as much over any number of steps, whether windows are short or long.
+    what is dropped. The levels above move at these steps only. For a level that receives a `cosine`, it counts
+
+        c √(K / 10)        c = ḡ · d / (‖ḡ‖ ‖d‖), or, if that is more, ḡ · d / (deviations ‖ḡ ∘ d‖), from -1 to 1
+
+    so that the noise of all measurements adds up to as much over any number of steps, whether windows are short or
+    long. ‖ḡ ∘ d‖, of the products element by element, is what ḡ · d would come to by chance, were these independent.
+    By chance, a cosine of n elements is about 1 / √n: in a large network all of them are small, and would hardly count.
 
     Windows grow as the span does that θ̄ looks back over; with `every` = 1 / (1 - decay) they become as long as that.
     Where noise makes θ̄ wander, it wanders far in no shorter window, and that it should rather rest is not seen. With
@@ -51,6 +59,7 @@ class Average(Choice):
     warmup: int = option(10, NON_NEGATIVE, "step t looks back over 1 + t / warmup steps, or fewer; 0: warm at once")
     first: int = option(1, Interval(1.0), "steps before the first measurement; windows grow as t / warmup")
     bound: float = option(0.0, NON_NEGATIVE, "the largest relative update in the first steps; 0: any")
+    deviations: float = option(300.0, NON_NEGATIVE, "so many standard deviations count as 1; 0: cosines alone count")
 
     def kept(self, t: int) -> float:
         """How much of the average step t keeps, 1 being the first."""
@@ -59,6 +68,13 @@ class Average(Choice):
     def weight(self, steps: int) -> float:
         """How much a cosine over so many steps counts."""
         return math.sqrt(steps / 10)
+
+    def counted(self, received: Tensor, slope: Tensor, apart: Tensor) -> Tensor:
+        """By what ḡ · d, `received`, is divided to be c: ‖ḡ‖ ‖d‖, the `slope`, or less; `apart`: ‖ḡ ∘ d‖."""
+        if not self.deviations:
+            return slope
+        less = torch.maximum(self.deviations * apart, received.abs())
+        return torch.where(apart > 0, torch.minimum(slope, less), slope)
 
     def length(self, t: int) -> int:
         """How many steps the window has that begins after step t, 0 being the start."""

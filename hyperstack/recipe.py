@@ -22,6 +22,7 @@ def auto(
     warmup: int = 10,
     first: int = 1,
     bound: float = 0.1,
+    deviations: float = 300.0,
 ) -> Stack:
     """A primary level whose learning rate is found while it trains, from whatever start: no number is to be chosen.
 
@@ -29,14 +30,15 @@ def auto(
 
     ḡ is the gradient at the running average of the weights, d what the average has moved since the last time. Windows
     are of one step at first, then a tenth of the steps done, at last of `every` steps: as long as the average looks
-    back. In the first `every` steps no update changes the weights by more than a tenth of their norm. The result is
-    read at the average: `opt.averaged()`. It is short for
+    back. In large networks, where all cosines are small, they count for more: see `average`. In the first `every` steps
+    no update changes the weights by more than a tenth of their norm. The result is read at the average:
+    `opt.averaged()`. It is short for
 
         Adam(log(0.001), beta1=fixed(0.9), beta2=fixed(0.999)) / SGD(1.0, clip=[cosine], at=average(0.99, bound=0.1))
 
     and prints as that. base: any rule, or a level with settings of its own, such as `SGD(0.1, momentum=0.9)`, at whose
     rate learning starts; its other hyperparameters are fixed, but where it says `learned(...)`. rate: of level 1, a
-    number without unit; decay, every, warmup, first, bound: as of `average`.
+    number without unit; decay, every, warmup, first, bound, deviations: as of `average`.
 
     Raises InputError for a rate that is not to be learned as log. Ours, without a publication.
     """
@@ -48,7 +50,7 @@ def auto(
     if lr.learned is False or lr.bijection not in (None, "log"):
         raise InputError(f"auto learns the logarithm of a rate, and lr is {lr}", instead="give it a plain number")
     settings["lr"] = replace(lr, bijection="log")
-    place = Average(decay, every, warmup, first, bound)
+    place = Average(decay, every, warmup, first, bound, deviations)
     return level.having({k: s for k, s in settings.items() if s}) / SGD(rate, clip=[Cosine()], at=place)
 
 

@@ -144,11 +144,11 @@ class Window:
     def measure(self, buckets: Sequence[Bucket], grads: Sequence[Tensor | None], like: Tensor, steps: int) -> Tensors:
         """The hypergradients by the gradients at the averages, as flat raw tensors in the dtype of `like`.
 
-        "received", ĝ; "displacement", ‖d‖; "cosine", ĝ / (‖ḡ‖ ‖d‖); and "slope", ‖ḡ‖ ‖d‖ divided by what a cosine of
-        that many `steps` counts: see `Average`. Where d is lost in rounding, cosine and slope are 0.
+        "received", ĝ; "displacement", ‖d‖; "cosine", ĝ / (‖ḡ‖ ‖d‖); and "slope", by which ĝ is divided to be what it
+        counts over that many `steps`: see `Average`. Where d is lost in rounding, cosine and slope are 0.
         """
         count, eps = self.level.count, max(torch.finfo(bucket.dtype).eps for bucket in buckets)
-        products, squares = ({n: like.new_zeros(count) for n in self.level.learned} for _ in range(2))
+        products, apart, squares = ({n: like.new_zeros(count) for n in self.level.learned} for _ in range(3))
         moved, total = like.new_zeros(count), like.new_zeros(())
         for bucket in buckets:
             if (mine := bucket.pick(grads)) is None:
@@ -163,7 +163,8 @@ class Window:
                 found = [(moved, move.square())]
                 for name in self.level.learned:
                     d = move if name == self.rate else part[f"moved.{name}"]
-                    found += [(products[name], flat * d), (squares[name], d.square())]
+                    product = flat * d
+                    found += [(products[name], product), (apart[name], product.square()), (squares[name], d.square())]
                 for sums, x in found:
                     sums.index_add_(0, place[block.tensors], _sums(block.segments, x).to(like))
         received, displacement = self._packed(products, like), self._packed(squares, like).sqrt()
@@ -171,7 +172,7 @@ class Window:
         lost = displacement < 100 * eps * self._packed(dict.fromkeys(self.level.learned, moved), like).sqrt()
         slope = torch.where(lost, 0.0, displacement) * total.sqrt()
         cosine = torch.where(slope > 0, received / slope, 0.0)
-        slope = slope / self.place.weight(steps)
+        slope = self.place.counted(received, slope, self._packed(apart, like).sqrt()) / self.place.weight(steps)
         return {"received": received, "displacement": displacement, "cosine": cosine, "slope": slope}
 
     def _packed(self, each: Tensors, like: Tensor) -> Tensor:

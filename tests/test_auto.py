@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 
 import pytest
@@ -91,9 +92,10 @@ def test_the_other_numbers_are_checked(name, value):
 
 
 def test_its_numbers_are_those_of_the_place():
-    place = hs.auto(decay=0.5, every=3, warmup=4, first=2, bound=0.2)[1].at
-    assert place == hs.average(0.5, 3, 4, 2, 0.2)
-    assert set(inspect.signature(hs.auto).parameters) == {"base", "rate", "decay", "every", "warmup", "first", "bound"}
+    place = hs.auto(decay=0.5, every=3, warmup=4, first=2, bound=0.2, deviations=9)[1].at
+    assert place == hs.average(0.5, 3, 4, 2, 0.2, 9)
+    numbers = {field.name for field in dataclasses.fields(place)}
+    assert set(inspect.signature(hs.auto).parameters) == {"base", "rate", *numbers}
     assert [place.kept(t) for t in (1, 2, 4, 100)] == [1 / 5, 2 / 6, 4 / 8, 0.5]
 
 

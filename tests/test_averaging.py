@@ -411,7 +411,28 @@ def change(pairs):
     )
 
 
-def theirs(make, turn, rate, steps, every=100, decay=0.99, warmup=10, first=1, kappa=1.0, bound=0.0, above=0.0):
+def counted(pairs, deviations=300.0):
+    """What the cosine between two lists of tensors counts."""
+    pairs = list(pairs)
+    products = torch.cat([(g * d).flatten() for g, d in pairs])
+    cosine, score = change(pairs), products.sum() / (deviations * products.norm())
+    return max(cosine, score, key=abs).clamp(-1, 1)
+
+
+def theirs(
+    make,
+    turn,
+    rate,
+    steps,
+    every=100,
+    decay=0.99,
+    warmup=10,
+    first=1,
+    kappa=1.0,
+    bound=0.0,
+    deviations=300.0,
+    above=0.0,
+):
     """The loop, with an optimizer of others. `turn(optimizer, rate)` sets its rate."""
     weights = [torch.nn.Parameter(w) for w in initial()]
     opt, log_rate, rows = make(weights), math.log(rate), []
@@ -422,7 +443,8 @@ def theirs(make, turn, rate, steps, every=100, decay=0.99, warmup=10, first=1, k
             pairs = list(
                 zip(gradient_of(drawn(t), means), (m - a for m, a in zip(means, anchors, strict=True)), strict=True)
             )
-            weighed, received = change(pairs) * math.sqrt((t - began) / 10), sum((g * d).sum() for g, d in pairs)
+            weighed = counted(pairs, deviations) * math.sqrt((t - began) / 10)
+            received = sum((g * d).sum() for g, d in pairs)
             if last is not None:
                 kappa = kappa - above * float(received * -last)
             log_rate, last, anchors, began = log_rate - kappa * float(weighed), weighed, means, t
@@ -488,6 +510,17 @@ def test_auto_without_a_bound_and_other_numbers(first):
     compare(ours(text, 60), theirs(optim.Adam, set_group, 1e-2, 60, **numbers))
 
 
+def test_a_small_cosine_counts_by_its_deviations():
+    """By so few of them all count as 1, by more some for more than they are, and by 0 each as it is."""
+    rates = set()
+    for deviations in (0.1, 4.0, 0.0):
+        found = ours(f"auto(Adam(1e-2), deviations={deviations})", 60)
+        given = {"bound": 0.1, "deviations": deviations or math.inf}
+        compare(found, theirs(optim.Adam, set_group, 1e-2, 60, **given))
+        rates.add(float(found[-1][2]["0.lr"]))
+    assert len(rates) == 3
+
+
 def test_three_levels_over_averages():
     """The rate of level 1 is learned from what it did last time: κ <- κ + κ' (ḡ·d) c, c what the one before counted."""
     found = ours("auto(Adam(1e-2)) / SGD(3.0)", 60)
@@ -531,7 +564,7 @@ def test_betas_are_learned_by_what_is_carried_along():
             probe = flat(gradient_of(drawn(t), parts(mean)))
             lost = [bool(d.norm() < 100 * EPS * (mean - anchor).norm()) for d in moved]
             assert lost == [False, t == 1, t == 1]  # the betas do nothing at Adam's first step
-            cosines = [number(0.0) if gone else change([(probe, d)]) for d, gone in zip(moved, lost, strict=True)]
+            cosines = [number(0.0) if gone else counted([(probe, d)]) for d, gone in zip(moved, lost, strict=True)]
             h, anchor = h - kappa * math.sqrt((t - began) / 10) * torch.stack(cosines), mean
             moved, began = torch.zeros_like(moved), t
         g, a = flat(gradient_of(drawn(t), parts(theta))), min(decay, (t + 1) / (t + 1 + warmup))

@@ -83,8 +83,8 @@ class Cosine(Transform):
     It lies in [-1, 1], so that the rate of this level has no unit, whatever the size of the losses, of the network, or
     of the hyperparameter. g is the gradient of what the level below updates, θ the parameters or the raw
     hyperparameters of the level below that, and ∂θ/∂h the derivative of their last update. Where that is 0, or lost in
-    rounding, so is the result. It stands first among the transforms of a level: it undoes what is done before it. Ours,
-    without a publication.
+    rounding, so is the result. Measured at averages, a small one may count for more: see `Average`. It stands first
+    among the transforms of a level: it undoes what is done before it. Ours, without a publication.
     """
 
     name: ClassVar[str] = "cosine"
