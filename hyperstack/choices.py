@@ -40,6 +40,11 @@ class Choice:
         parts += [f"{n}={v!r}" for default, n, v in given if v != default and not (v is True and default is not True)]
         return f"{self.name}({', '.join(parts)})" if parts else self.name
 
+    def in_full(self) -> str:
+        """The text form with every argument, by name."""
+        given = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in fields(self))
+        return f"{self.name}({given})" if given else self.name
+
 
 def _checked(what: str, f: Field[Any], value: Any) -> Any:
     """The value of a field in its own type, or an InputError."""

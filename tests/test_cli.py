@@ -225,6 +225,14 @@ def test_explain_shows_what_stands_around_a_rule():
     assert "bound before use: α, β" in text
 
 
+def test_explain_shows_all_of_what_auto_is_short_for():
+    text = " ".join(ok("explain", "auto(Adam, every=50)").split())
+    assert f"{hs.parse('auto(Adam, every=50)')} ├── level 0" in text
+    numbers = ", ".join(f"{name}={value}" for name, value in vars(hs.auto(hs.Adam, every=50)[1].at).items())
+    assert numbers.startswith("decay=0.99, every=50, warmup=10, first=1, ")
+    assert f"at: average({numbers}), where hypergradients are measured" in text
+
+
 def test_explain_shows_what_is_shared_and_for_how_long_it_is_learned():
     text = ok("explain", "Adam(fixed_after(shared(1e-3), 1000)) / SGD")
     assert "lr = 0.001  learned by level 1 as lin for 1,000 steps, shared" in text

@@ -85,7 +85,8 @@ def _lines(stack: Stack) -> list[list[str]]:
             lines[-1].append(f"off: {', '.join(off)}")
         lines[-1] += [f"{name} = {value}, an option" for name, value in _options(level).items()]
         lines[-1] += [f"clip: {transform}, on the gradient that this level receives" for transform in level.clip]
-        lines[-1] += [f"at: {level.at}, where hypergradients are measured"] * (level.at is not None)
+        if level.at is not None:
+            lines[-1].append(f"at: {level.at.in_full()}, where hypergradients are measured")
     return lines
 
 
