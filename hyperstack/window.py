@@ -190,9 +190,8 @@ class Window:
 
     def restrain(self, before: Before, buckets: Sequence[Bucket], tensors: Sequence[Tensor], raw: Tensor) -> None:
         """Shorten an update that was too large for the weights, and make the rate smaller by as much."""
-        relative = _norm([t - b for t, b in zip(tensors, before.tensors, strict=True)], raw) / _norm(
-            before.tensors, raw
-        )
+        changes = [t - b for t, b in zip(tensors, before.tensors, strict=True)]
+        relative = _norm(changes, raw) / _norm(before.tensors, raw)
         share = torch.where(torch.isfinite(relative), (self.place.bound / relative).clamp(max=1), 1.0)
         for t, b in zip(tensors, before.tensors, strict=True):
             t.copy_(torch.lerp(b, t, share.to(t)))
