@@ -204,7 +204,8 @@ class Window:
 
 def _norm(tensors: Sequence[Tensor], like: Tensor) -> Tensor:
     """The norm of all of them as one vector."""
-    return torch.stack([t.norm().to(like) for t in tensors]).norm()
+    found: Tensor = torch.stack([t.norm().to(like) for t in tensors]).norm()
+    return found
 
 
 def _sums(segments: Segments, flat: Tensor) -> Tensor:
