@@ -26,23 +26,26 @@ def unpack(found: dict[str, Any], folder: Path, without: list[str]) -> int:
     stored = {part["name"]: part for part in found["parts"]}
     if not isinstance(whole, Comparison) or any(part["epochs"] != part["epochs_published"] for part in found["parts"]):
         sys.exit(f"{whole.name} is no comparison that was run at full length")
-    folder.mkdir(parents=True)
+    if folder.exists():
+        sys.exit(f"{folder} exists already: name another folder")
     seeds = max(len(part["seeds"]) for part in found["parts"])
     asked = Asked(whole.name, 1.0, seeds, list(stored), "cpu", found["note"])
-    asked.write(folder)
-    count = 0
+    known: list[tuple[Piece, dict[str, Any]]] = []
     for part in asked.chosen(whole):
         assert isinstance(part, Contest)
         entrants = {each["label"]: each for each in stored[part.name]["entrants"] if each["label"] not in without}
         own = {f"{part.name}/{each.place}": entrants[each.label] for each in part.entrants if each.label in entrants}
-        count += sum(_write(piece, own[piece.folder], folder) for piece in asked.pieces(part) if piece.folder in own)
-    return count
+        known += [(piece, own[piece.folder]) for piece in asked.pieces(part) if piece.folder in own]
+    for piece, entrant in known:
+        if (piece.plan.stacks, piece.plan.schedule) != ([entrant["stack"]], entrant["schedule"]):
+            sys.exit(f"{entrant['label']} is another stack by now: name it, to leave it out")
+    folder.mkdir(parents=True)
+    asked.write(folder)
+    return sum(_write(piece, entrant, folder) for piece, entrant in known)
 
 
 def _write(piece: Piece, entrant: dict[str, Any], folder: Path) -> int:
     """The runs of one entrant, but those of which it is not known whether they diverged."""
-    if (piece.plan.stacks, piece.plan.schedule) != ([entrant["stack"]], entrant["schedule"]):
-        sys.exit(f"{entrant['label']} is another stack by now: name it, to leave it out")
     target = SweepFolder(folder / piece.folder)
     target.path.mkdir(parents=True)
     target.begin(piece.plan)

@@ -2,7 +2,6 @@
 and nothing that a user can name goes unmentioned.
 """
 
-import importlib.util
 import io
 import json
 import re
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import click
 import pytest
+from scripts import script
 
 import hyperstack as hs
 from hyperstack import tasks
@@ -23,18 +23,8 @@ from hyperstack.wrapper import WRAPPERS
 from hyperstack_cli.main import cli, main
 
 ROOT = Path(__file__).parent.parent
-
-
-def generator(name):
-    spec = importlib.util.spec_from_file_location(f"docs_{name}", ROOT / "docs" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 MADE = ("make_console", "make_results", "make_picture", "make_screens", "make_published")
-console, results, picture, screens, published = map(generator, MADE)
+console, results, picture, screens, published = map(script, MADE)
 
 PAGES = console.pages()
 TEXTS = {page: page.read_text() for page in PAGES}

@@ -1,17 +1,16 @@
 """Towers and their rivals: optimizers of other packages in our loop, and comparisons from file to outcome."""
 
-import importlib.util
 import json
 import math
 import statistics
 import types
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from scripts import script
 from toy import DATA, PLAN, Calm, altered, command, contents, train_toy
 
 from hyperstack import rivals
@@ -311,16 +310,13 @@ def test_again_nothing_is_trained(tiny, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_stored_outcome_goes_on(tiny, tmp_path, monkeypatch):
+def test_a_stored_outcome_goes_on(tiny, tmp_path):
     """With what was stored of it, all but one entrant's runs are there; with those, it is the outcome that it was."""
-    place = Path(__file__).parent.parent / "docs" / "unpack_results.py"
-    spec = importlib.util.spec_from_file_location("docs_unpack_results", place)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    unpack = script("unpack_results").unpack
     assert command("reproduce", "tiny", "--out", "a", "--part", "other", "--seeds", 2, "--jobs", 1)[0] == 0
     wanted = stored(tmp_path / "a")
     runs = wanted["parts"][0]["cells"]
-    assert module.unpack(wanted, tmp_path / "b", ["Adam"]) == runs - 6
+    assert unpack(wanted, tmp_path / "b", ["Adam"]) == runs - 6
     code, output, remarks = command("reproduce", "tiny", "--out", "b", "--resume", "--json", "--jobs", 1)
     assert code == 0
     assert f"{runs}/{runs}  other/adam  λ" in remarks
