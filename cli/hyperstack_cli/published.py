@@ -89,6 +89,8 @@ def part_line(part: dict[str, Any]) -> str:
     epochs += f" of {part['epochs_published']}" if part["epochs"] != part["epochs_published"] else ""
     seeds = f"{len(part['seeds'])} seed{'s' if len(part['seeds']) > 1 else ''}"
     seeds += f" of {part['seeds_asked']}" if len(part["seeds"]) < part["seeds_asked"] else ""
+    if (tuned := part.get("tuned_with")) and tuned < len(part["seeds"]):
+        seeds += f", rivals tuned with the first{f' {tuned}' if tuned > 1 else ''}"
     course = part.get("schedule", CONSTANT)
     schedule = "" if course == CONSTANT else f", schedule {course}"
     kept = part.get("examples", 1)

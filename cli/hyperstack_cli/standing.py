@@ -60,19 +60,20 @@ def errors(part: dict[str, Any], starts: Sequence[float], digits: int, between: 
     """A heading and a row for each entrant that was trained from any of these starts: its error from each."""
     rows = []
     for each in part["entrants"]:
-        found = {row["start"]: _cell(row, digits, between, len(part["seeds"])) for row in each["rows"]}
+        found = {row["start"]: _cell(row, digits, between, part) for row in each["rows"]}
         if found.keys() & {*starts}:
             rows.append([each["label"], *(found.get(start, "") for start in starts)])
     return [["", *map(number, starts)], *rows]
 
 
-def _cell(row: dict[str, Any], digits: int, between: str, seeds: int) -> str:
+def _cell(row: dict[str, Any], digits: int, between: str, part: dict[str, Any]) -> str:
     """Mean and deviation, with a star where runs diverged, and where some are still to come, of how many."""
     if row["mean"] is None:
         return "-"
     star = "*" if row["diverged"] else ""
     spread = "" if row["deviation"] is None else f"{between}± {row['deviation']:.{digits}f}"
-    so_far = "" if len(row["figures"]) == seeds else f"{between}of {len(row['figures'])}"
+    asked = row.get("seeds", len(part["seeds"]))  # which earlier outcomes did not have
+    so_far = "" if len(row["figures"]) == asked else f"{between}of {len(row['figures'])}"
     return f"{row['mean']:.{digits}f}{star}{spread}{so_far}"
 
 
@@ -83,7 +84,7 @@ def summary(part: dict[str, Any], digits: int) -> list[list[str]]:
     """
     rows = [["", "best", f"at {START}", "of runs", "default", "area", "diverged"]]
     for each in part["entrants"]:
-        at = {row["start"]: _cell(row, digits, " ", len(part["seeds"])) for row in each["rows"]}
+        at = {row["start"]: _cell(row, digits, " ", part) for row in each["rows"]}
         total = each["area"]
         middle = "-" if total["mean"] is None else f"{total['mean']:.{digits}f}{plus_minus(total['half'], digits)}"
         diverged = sum(row["diverged"] for row in each["rows"])

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hyperstack.experiments.fields import Damaged, Fields
-from hyperstack.experiments.trained import Trained, trained
+from hyperstack.experiments.trained import Trained, Wanted, trained
 from hyperstack.rivals import KNOWN, is_there, missing, read_optimizer
 from hyperstack.schedule import CONSTANT, Schedule
 
@@ -46,24 +46,32 @@ class Entrant:
 
 @dataclass(frozen=True, kw_only=True)
 class Contest(Trained):
-    """A task on which all entrants are trained, from each of the starts. `hours`: of it on two CPU cores, roughly."""
+    """A task on which all entrants are trained, from each of the starts. `hours`: of it on two CPU cores, roughly.
+
+    tuned_with: so many of the seeds tune the rivals, which with the others are trained from their best start alone;
+    None: all entrants are trained from every start with every seed.
+    """
 
     hours: float
+    tuned_with: int | None
     starts: tuple[float, ...]
     entrants: tuple[Entrant, ...]
 
     @property
-    def sweeps(self) -> dict[str, dict[str, Any]]:
-        """One for each entrant that can be trained here."""
-        return {
-            f"{self.name}/{each.place}": {
-                "stacks": [each.text],
-                "grid": {START: sorted((*self.starts, *each.finer))},
-                "schedule": each.schedule,
-            }
-            for each in self.entrants
-            if each.why_not is None
-        }
+    def sweeps(self) -> dict[str, Wanted]:
+        """One for each entrant that can be trained here; another one for each that is tuned by the first."""
+        return {folder: wanted for each in self.entrants for folder, wanted in self.sweeps_of(each).items()}
+
+    def sweeps_of(self, each: Entrant) -> dict[str, Wanted]:
+        """Those of an entrant."""
+        if each.why_not is not None:
+            return {}
+        folder = f"{self.name}/{each.place}"
+        tuned_with = self.tuned_with if each.default is None else None
+        first = Wanted([each.text], {START: sorted((*self.starts, *each.finer))}, each.schedule, (0, tuned_with))
+        if tuned_with is None:
+            return {folder: first}
+        return {folder: first, f"{folder}/best": replace(first, seeds=(tuned_with, None), best_of=folder)}
 
 
 @dataclass(frozen=True)
@@ -133,6 +141,7 @@ def _entrant(f: Fields, starts: tuple[float, ...]) -> Entrant:
 
 
 def _contest(f: Fields, starts: tuple[float, ...], entrants: tuple[Entrant, ...]) -> Contest:
-    found = Contest(**trained(f), hours=f.number("hours"), starts=starts, entrants=entrants)
+    tuned_with = f.whole("tuned_with", 1) if "tuned_with" in f.content else None
+    found = Contest(**trained(f), hours=f.number("hours"), tuned_with=tuned_with, starts=starts, entrants=entrants)
     f.end()
     return found

@@ -15,7 +15,7 @@ from hyperstack.dsl import parse
 from hyperstack.errors import InputError
 from hyperstack.experiments.comparison import Comparison, comparison
 from hyperstack.experiments.fields import Damaged, Fields
-from hyperstack.experiments.trained import Trained, trained
+from hyperstack.experiments.trained import Trained, Wanted, trained
 from hyperstack.schedule import CONSTANT, Schedule
 from hyperstack.sweep.grid import cells
 
@@ -80,10 +80,9 @@ class Part(Trained):
     schedule: str
 
     @property
-    def sweeps(self) -> dict[str, dict[str, Any]]:
+    def sweeps(self) -> dict[str, Wanted]:
         """One, with all stacks."""
-        stacks = [each.bound(None) for each in self.series]
-        return {self.name: {"stacks": stacks, "grid": self.grid, "schedule": self.schedule}}
+        return {self.name: Wanted([each.bound(None) for each in self.series], self.grid, self.schedule)}
 
     @property
     def work(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,7 +23,8 @@ RULE = (
     "common; with its 95 % t-interval.",
     "Best: the start with the least mean error, of those that all seeds were trained from. It is chosen by the errors "
     "that are shown, which flatters whoever is tuned, and it takes a run a seed from every start, so many in all; a "
-    "tower at its default takes one.",
+    "tower at its default takes one. Where rivals are tuned with the first seeds, it is the start with the least mean "
+    "error of these, and with the other seeds rivals are trained from there alone.",
     "A tower loses to a rival where the 95 % t-interval of the differences between runs of one seed lies wholly above "
     "0, and wins where it lies wholly below. A single seed has no interval, and decides nothing. There are many pairs, "
     "of which one in twenty is expected to be decided by chance.",
@@ -36,20 +38,22 @@ Errors = dict[float, dict[int, float]]
 def standing(part: Contest, pieces: Sequence[Piece], found: Results) -> dict[str, Any]:
     """A part of a comparison: what came out, ready for JSON."""
     own = {piece.folder: piece for piece in pieces if piece.part is part}
+    seeds = sorted({seed for piece in own.values() for seed in piece.plan.seeds})
     errors: dict[str, Errors] = {}
     entrants = []
     for each in part.entrants:
-        folder = f"{part.name}/{each.place}"
-        if folder in own:
-            results = by_start(own[folder], found.get(folder, {}))
+        mine = [own[folder] for folder in part.sweeps_of(each) if folder in own]
+        if mine:
+            results = by_start(mine, found)
             errors[each.label] = {
                 start: {seed: 100.0 * float(r["test_error"]) for seed, r in results[start].items()} for start in results
             }
-            entrants.append(_entrant(each, own[folder], part.starts, results, errors[each.label]))
+            entrants.append(_entrant(each, mine, part.starts, results, errors[each.label]))
     towers = [each for each in part.entrants if each.default is not None and each.label in errors]
     rivals = [each.label for each in part.entrants if each.default is None and each.label in errors]
     content = {
         **extent(list(own.values()), found),
+        "tuned_with": None if part.tuned_with is None else min(part.tuned_with, len(seeds)),
         "starts": list(part.starts),
         "entrants": entrants,
         "duels": [_duel(each.label, rival, start, start, errors)
@@ -59,12 +63,14 @@ def standing(part: Contest, pieces: Sequence[Piece], found: Results) -> dict[str
     return {**content, "says": sentences(content)}
 
 
-def by_start(piece: Piece, results: Mapping[int, Mapping[str, Any]]) -> dict[float, dict[int, Mapping[str, Any]]]:
+def by_start(pieces: Sequence[Piece], results: Results) -> dict[float, dict[int, Mapping[str, Any]]]:
     """The results by start and seed."""
-    found: dict[float, dict[int, Mapping[str, Any]]] = {start: {} for start in piece.plan.grid[START]}
-    for place, cell in enumerate(piece.plan.cells()):
-        if place in results:
-            found[dict(cell.values)[START]][cell.seed] = results[place]
+    found: dict[float, dict[int, Mapping[str, Any]]] = {start: {} for start in pieces[0].plan.grid[START]}
+    for piece in pieces:
+        own = results.get(piece.folder, {})
+        for place, cell in enumerate(piece.plan.cells()):
+            if place in own:
+                found[dict(cell.values)[START]][cell.seed] = own[place]
     return found
 
 
@@ -77,23 +83,24 @@ def area(errors: Mapping[float, float]) -> float:
 
 def _entrant(
     each: Entrant,
-    piece: Piece,
+    pieces: Sequence[Piece],
     starts: Sequence[float],
     results: Mapping[float, Mapping[int, Any]],
     errors: Errors,
 ) -> dict[str, Any]:
+    planned = Counter(dict(cell.values)[START] for piece in pieces for cell in piece.plan.cells())
     rows = []
     for start, figures in errors.items():
         row: dict[str, Any] = {"start": start, "figures": {str(seed): x for seed, x in figures.items()}}
-        row |= _spread(list(figures.values()))
+        row |= {"seeds": planned[start], **_spread(list(figures.values()))}
         rows.append({**row, "diverged": sum(bool(r["diverged"]) for r in results[start].values())})
-    known = [row for row in rows if len(row["figures"]) == len(piece.plan.seeds)]
-    whole = [seed for seed in piece.plan.seeds if all(seed in errors[start] for start in starts)]
+    known = [row for row in rows if len(row["figures"]) == max(planned.values())]
+    whole = [seed for seed in errors[starts[0]] if all(seed in errors[start] for start in starts)]
     areas = [area({start: errors[start][seed] for start in starts}) for seed in whole]
     return {
         "label": each.label,
         "stack": each.text,
-        "schedule": piece.plan.schedule,
+        "schedule": pieces[0].plan.schedule,
         "default": each.default,
         "runs": len(rows),
         "rows": rows,
@@ -143,7 +150,8 @@ def _at_default(tower: Entrant, rivals: Sequence[str], errors: Mapping[str, Erro
 def sentences(part: Mapping[str, Any]) -> list[str]:
     """What the figures of a part say, above all where towers lose."""
     found = []
-    runs = {each["label"]: each["runs"] for each in part["entrants"]}
+    tuned = f"starts by {_first(part['tuned_with'])}" if part.get("tuned_with") else "runs a seed"
+    runs = {each["label"]: f"the best of {each['runs']} {tuned}" for each in part["entrants"]}
     for tower in dict.fromkeys(duel["tower"] for duel in part["duels"]):
         duels = [duel for duel in part["duels"] if duel["tower"] == tower and duel["mean"] is not None]
         if not duels:
@@ -155,16 +163,16 @@ def sentences(part: Mapping[str, Any]) -> list[str]:
         )
         for rival in dict.fromkeys(duel["rival"] for duel in duels):
             own = [duel for duel in duels if duel["rival"] == rival]
-            found += _losses(tower, rival, own)
+            for single in (False, True):
+                found += _losses(tower, rival, [duel for duel in own if (duel["half"] is None) == single], single)
         for each in part["defaults"]:
             if each and each["tower"] == tower:
                 found += [_default(each, runs), *_ratios(each, part)]
     return found
 
 
-def _losses(tower: str, rival: str, duels: Sequence[Mapping[str, Any]]) -> list[str]:
+def _losses(tower: str, rival: str, duels: Sequence[Mapping[str, Any]], single: bool) -> list[str]:
     """Where a tower loses to a rival; of single runs, where its error is larger."""
-    single = all(duel["half"] is None for duel in duels)
     places = [d for d in duels if d["verdict"] == LOSES or (single and d["mean"] > 0)]
     if not places:
         return []
@@ -193,12 +201,16 @@ def _half(duel: Mapping[str, Any]) -> str:
     return "" if duel["half"] is None else f" ± {duel['half']:.2f}"
 
 
-def _default(duel: Mapping[str, Any], runs: Mapping[str, int]) -> str:
+def _first(seeds: int) -> str:
+    return "the first seed" if seeds == 1 else f"the first {seeds} seeds"
+
+
+def _default(duel: Mapping[str, Any], runs: Mapping[str, str]) -> str:
     """The sentence about a tower at its default start."""
     one = f"{duel['tower']} from its default, {START} = {number(duel['start'])}, one run a seed: {duel['error']:.2f} %"
     other = (
-        f"the best tuned rival, {duel['rival']} from {START} = {number(duel['at'])}, the best of {runs[duel['rival']]} "
-        f"runs a seed: {duel['rival_error']:.2f} %"
+        f"the best tuned rival, {duel['rival']} from {START} = {number(duel['at'])}, {runs[duel['rival']]}: "
+        f"{duel['rival_error']:.2f} %"
     )
     if duel["mean"] is None:
         return f"{one}; {other}: they have no seed in common."

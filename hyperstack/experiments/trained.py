@@ -9,6 +9,21 @@ from typing import Any
 from hyperstack.experiments.fields import Fields
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What a sweep of a part asks for that is its own. `seeds`: from which to which of the part's.
+
+    best_of: the folder of an earlier sweep of one value, which takes the place of this one's: that of the least mean
+    test error there.
+    """
+
+    stacks: list[str]
+    grid: dict[str, list[float]]
+    schedule: str
+    seeds: tuple[int, int | None] = (0, None)
+    best_of: str | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Trained(ABC):
     """What is trained alike. own_data: whether the data are the user's own, from --data-dir."""
@@ -22,8 +37,8 @@ class Trained(ABC):
 
     @property
     @abstractmethod
-    def sweeps(self) -> dict[str, dict[str, Any]]:
-        """By folder, what each sweep asks for that is its own: stacks, grid and schedule."""
+    def sweeps(self) -> dict[str, Wanted]:
+        """What each sweep asks for, by folder."""
 
 
 def trained(f: Fields) -> dict[str, Any]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import shlex
+import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,23 +31,48 @@ Results = dict[str, dict[int, dict[str, Any]]]
 
 @dataclass(frozen=True)
 class Piece:
-    """One sweep of an experiment: of a part, or of one entrant in it. `folder`: below the folder of the whole."""
+    """One sweep of an experiment: of a part, or of one entrant in it. `folder`: below the folder of the whole.
+
+    seeds: from which to which of the part's it is for. best_of: the piece in which the one value of its grid has to be
+    found; until then it holds the first.
+    """
 
     part: Trained
     folder: str
     plan: SweepPlan
+    seeds: tuple[int, int | None]
+    best_of: Piece | None = None
+
+    @property
+    def whole(self) -> float:
+        """Epochs of all its runs in the whole experiment."""
+        return self.work(self.part.epochs, len(range(self.part.seeds)[slice(*self.seeds)]))
 
     def work(self, epochs: float, seeds: int) -> float:
         """Epochs of all its runs, if these were the epochs and seeds."""
         return epochs * size(self.plan.stacks, self.plan.grid, seeds)
 
     def results(self, path: Path) -> dict[int, dict[str, Any]]:
-        """What there is of it below a folder, by place in the plan."""
-        return SweepFolder(path / self.folder).results(self.plan, self.plan.cells())
+        """What there is of it below a folder, by place in the plan that is tuned there."""
+        plan = self.tuned(path).plan
+        return SweepFolder(path / self.folder).results(plan, plan.cells())
+
+    def tuned(self, path: Path) -> Piece:
+        """Itself with the value that is found below a folder, once the piece that finds it has ended there."""
+        if self.best_of is None or self.best_of.left(path):
+            return self
+        ((name, _),) = self.plan.grid.items()
+        errors: dict[float, list[float]] = {}
+        cells = self.best_of.plan.cells()
+        for place, result in self.best_of.results(path).items():
+            errors.setdefault(dict(cells[place].values)[name], []).append(result["test_error"])
+        best = min(errors, key=lambda value: statistics.fmean(errors[value]))
+        return replace(self, plan=replace(self.plan, grid={name: [best]}))
 
     def left(self, path: Path) -> float:
         """The share of its runs that have no result there."""
-        return 1 - len(self.results(path)) / len(self.plan.cells())
+        cells = self.plan.cells()
+        return 1 - len(self.results(path)) / len(cells) if cells else 0.0
 
 
 @dataclass(frozen=True)
@@ -99,22 +125,25 @@ class Asked:
         return [part for part in experiment.parts if not self.parts or part.name in self.parts]
 
     def pieces(self, part: Trained) -> list[Piece]:
-        """The sweeps of a part. A drop of the rate comes in proportion to the epochs that are left."""
+        """The sweeps of a part, each after what tunes it. A drop of the rate comes in proportion to the epochs left."""
         epochs, seeds, of_examples = scaled(part.epochs, part.seeds, self.scale)
         common: dict[str, Any] = {
             "task": part.task,
-            "seeds": list(range(self.seeds or seeds)),
             "epochs": epochs,
             "device": self.device,
             "batch_size": part.batch_size,
             "threads": get_task(part.task).threads,
             "share": of_examples,
         }
-        found = []
+        found: dict[str, Piece] = {}
         for folder, own in part.sweeps.items():
-            schedule = str(Schedule.parse(own["schedule"]).scaled(epochs * of_examples / part.epochs))
-            found.append(Piece(part, folder, SweepPlan(**{**common, **own, "schedule": schedule})))
-        return found
+            schedule = str(Schedule.parse(own.schedule).scaled(epochs * of_examples / part.epochs))
+            before = found[own.best_of] if own.best_of else None
+            grid = {name: values[:1] for name, values in own.grid.items()} if before else own.grid
+            chosen = list(range(self.seeds or seeds))[slice(*own.seeds)]
+            plan = SweepPlan(stacks=own.stacks, grid=grid, seeds=chosen, schedule=schedule, **common)
+            found[folder] = Piece(part, folder, plan, own.seeds, before)
+        return [*found.values()]
 
 
 def scaled(epochs: int, seeds: int, scale: float) -> tuple[int, int, float]:
@@ -137,7 +166,7 @@ def share(pieces: Sequence[Piece], path: Path | None = None) -> float:
     """
     counts = [piece.left(path) if path else 1.0 for piece in pieces]
     done = sum(c * p.work(p.plan.passes, len(p.plan.seeds)) for c, p in zip(counts, pieces, strict=True))
-    return done / sum(piece.work(piece.part.epochs, piece.part.seeds) for piece in pieces)
+    return done / sum(piece.whole for piece in pieces)
 
 
 def extent(pieces: Sequence[Piece], found: Results) -> dict[str, Any]:
@@ -150,7 +179,7 @@ def extent(pieces: Sequence[Piece], found: Results) -> dict[str, Any]:
         "epochs_published": part.epochs,
         "examples": plan.share,
         "batch_size": part.batch_size,
-        "seeds": plan.seeds,
+        "seeds": sorted({seed for piece in pieces for seed in piece.plan.seeds}),
         "seeds_asked": part.seeds,
         "cells": sum(len(piece.plan.cells()) for piece in pieces),
         "cells_done": sum(len(found.get(piece.folder, {})) for piece in pieces),
@@ -172,7 +201,7 @@ def check_resumes(pieces: Sequence[Piece], path: Path) -> None:
     for piece in pieces:
         folder = SweepFolder(path / piece.folder)
         if (folder.path / "sweep.json").exists():
-            piece.plan.check_resumes(folder.read_plan())
+            piece.tuned(path).plan.check_resumes(folder.read_plan())
 
 
 def run(
@@ -191,7 +220,7 @@ def run(
     """
     own = any(piece.part.own_data for piece in pieces)
     found: Results = {}
-    for piece in pieces:
+    for piece in (each.tuned(path) for each in pieces):  # by those before it
         part, plan, folder = piece.part, piece.plan, SweepFolder(path / piece.folder)
         results = piece.results(path)
         if len(results) < len(plan.cells()) and not stop():

@@ -89,7 +89,7 @@ def cells(templates: Sequence[str], grid: Mapping[str, Sequence[float]], seeds: 
     for template in templates:
         names = read_optimizer(template).free_names
         for values in product(*(grid[name] for name in names)):
-            bound = Cell(template, tuple(zip(names, values, strict=True)), seeds[0])
+            bound = Cell(template, tuple(zip(names, values, strict=True)), seed=0)
             try:
                 stack = bound.stack
                 stack.resolve()

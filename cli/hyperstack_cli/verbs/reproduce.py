@@ -218,7 +218,7 @@ def _run(
         results: Results = run(pieces, place, data_dir, jobs=jobs, **told)
         if sum(map(len, results.values())) < total:
             code = interrupt.exit_code
-    found = outcome(experiment, asked, pieces, results)
+    found = outcome(experiment, asked, [piece.tuned(place) for piece in pieces], results)
     write_json(place / "results.json", found)
     return found, code
 
