@@ -65,16 +65,15 @@ class Average(Choice):
         """How much of the average step t keeps, 1 being the first."""
         return min(self.decay, t / (t + self.warmup))
 
-    def weight(self, steps: int) -> float:
-        """How much a cosine over so many steps counts."""
-        return math.sqrt(steps / 10)
+    def slope(self, received: Tensor, most: Tensor, apart: Tensor, steps: int) -> Tensor:
+        """By what ḡ · d, `received`, is divided to be what it counts over K `steps`.
 
-    def counted(self, received: Tensor, slope: Tensor, apart: Tensor) -> Tensor:
-        """By what ḡ · d, `received`, is divided to be c: ‖ḡ‖ ‖d‖, the `slope`, or less; `apart`: ‖ḡ ∘ d‖."""
-        if not self.deviations:
-            return slope
-        less = torch.maximum(self.deviations * apart, received.abs())
-        return torch.where(apart > 0, torch.minimum(slope, less), slope)
+        That is `most`, ‖ḡ‖ ‖d‖, or less, over √(K / 10); `apart`: ‖ḡ ∘ d‖.
+        """
+        if self.deviations:
+            less = torch.maximum(self.deviations * apart, received.abs())
+            most = torch.where(apart > 0, torch.minimum(most, less), most)
+        return most / math.sqrt(steps / 10)
 
     def length(self, t: int) -> int:
         """How many steps the window has that begins after step t, 0 being the start."""

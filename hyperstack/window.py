@@ -170,9 +170,9 @@ class Window:
         received, displacement = self._packed(products, like), self._packed(squares, like).sqrt()
         # What is left of parts that cancel each other, as the betas' at Adam's first step, is rounding: no direction.
         lost = displacement < 100 * eps * self._packed(dict.fromkeys(self.level.learned, moved), like).sqrt()
-        slope = torch.where(lost, 0.0, displacement) * total.sqrt()
-        cosine = torch.where(slope > 0, received / slope, 0.0)
-        slope = self.place.counted(received, slope, self._packed(apart, like).sqrt()) / self.place.weight(steps)
+        most = torch.where(lost, 0.0, displacement) * total.sqrt()
+        cosine = torch.where(most > 0, received / most, 0.0)
+        slope = self.place.slope(received, most, self._packed(apart, like).sqrt(), steps)
         return {"received": received, "displacement": displacement, "cosine": cosine, "slope": slope}
 
     def _packed(self, each: Tensors, like: Tensor) -> Tensor:
