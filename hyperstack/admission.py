@@ -12,6 +12,8 @@ from hyperstack.rule import RULES
 from hyperstack.wrapper import Wrapper
 
 KNOWN = {"params", "param_names", "lr", "initial_lr", "stack", "nonfinite", "compile"}
+MADE_OF = ("stack", "nonfinite", "compile")
+"""What a tower is made of, for good."""
 FOREIGN = "load a state_dict that HyperOptimizer wrote"
 
 
@@ -32,8 +34,22 @@ def check_group(group: dict[str, Any]) -> None:
         )
 
 
-def refuse_written(group: dict[str, Any]) -> None:
-    """A RunError where a hyperparameter was written into a param group since, as for torch's optimizers."""
+def made_of(group: dict[str, Any]) -> dict[str, Any]:
+    """What the tower of a param group is made of."""
+    return {name: group.get(name) for name in MADE_OF}
+
+
+def refuse_written(group: dict[str, Any], made: dict[str, Any]) -> None:
+    """A RunError where a hyperparameter was written into a param group since, as for torch's optimizers, or what its
+    tower was `made` of.
+    """
+    if made != (now := made_of(group)):
+        name = next(name for name in MADE_OF if made[name] != now[name])
+        raise RunError(
+            f"{name!r} of a param group was changed, and its tower was made already",
+            why=f"  then: {made[name]}\n  now:  {now[name]}",
+            instead="write back what it was, or make another HyperOptimizer",
+        )
     others = group.keys() - KNOWN  # those of schedulers, mostly
     if written := [n for n in others if n == "betas" or any(n in rule.hyperparameters for rule in RULES.values())]:
         raise RunError(

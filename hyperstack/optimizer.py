@@ -19,6 +19,7 @@ from hyperstack.admission import (
     check_params,
     check_stacks,
     check_state,
+    made_of,
     refuse_written,
     shapes,
 )
@@ -93,6 +94,7 @@ class HyperOptimizer(torch.optim.Optimizer):
     def __init__(self, params: ParamsT, stack: StackLike, *, nonfinite: str = "skip", compile: bool = False) -> None:
         check_nonfinite(nonfinite)
         self._towers: list[Tower] = []
+        self._made: list[dict[str, Any]] = []
         self._losses = Losses()
         self._probing = False
         self._live: list[tuple[Tensor, Tensor]] | None = None
@@ -120,6 +122,7 @@ class HyperOptimizer(torch.optim.Optimizer):
             self.param_groups.pop()
             raise
         self._towers.append(tower)
+        self._made.append(made_of(group))
 
     @_untraced
     @torch.no_grad()
@@ -162,8 +165,8 @@ class HyperOptimizer(torch.optim.Optimizer):
         return grads
 
     def _refuse_step(self, closure: Callable[[], Any] | None) -> None:
-        for group in self.param_groups:
-            refuse_written(group)
+        for group, made in zip(self.param_groups, self._made, strict=True):
+            refuse_written(group, made)
         if closure is None and any(self._averaging()):
             raise RunError(
                 "this stack measures hypergradients at averaged weights, and needs a closure",
@@ -355,6 +358,7 @@ class HyperOptimizer(torch.optim.Optimizer):
         self._probing, self._live = False, None
         saved = self.state.pop("towers", {})  # type: ignore[call-overload]
         self._towers = [_tower(group) for group in self.param_groups]
+        self._made = [made_of(group) for group in self.param_groups]
         for i, (tower, group) in enumerate(zip(self._towers, self.param_groups, strict=True)):
             if i in saved:
                 tower.restore(saved[i], group["params"])

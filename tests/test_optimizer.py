@@ -785,6 +785,21 @@ def test_a_hyperparameter_that_is_written_into_a_group_is_refused(key):
     opt.step()
 
 
+@pytest.mark.parametrize(("key", "value"), [("stack", "SGD(0.1)"), ("nonfinite", "propagate"), ("compile", True)])
+def test_what_a_tower_is_made_of_is_not_written_into_a_group(key, value):
+    """It would be without any effect."""
+    for opt in (after_three_steps(), copy.deepcopy(after_three_steps())):
+        was = opt.param_groups[0][key]
+        opt.param_groups[0][key] = value
+        before = seen(opt)
+        with pytest.raises(RunError, match=rf"'{key}' of a param group was changed") as error:
+            opt.step()
+        assert error.value.why == f"  then: {was}\n  now:  {value}"
+        assert_same(seen(opt), before)
+        opt.param_groups[0][key] = was
+        opt.step()
+
+
 def test_other_mistakes_raise_what_torch_raises():
     p = nn.Parameter(torch.ones(2))
     for make in (optim.Adam, lambda ps: HyperOptimizer(ps, LEARNING)):
