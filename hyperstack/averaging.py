@@ -52,16 +52,16 @@ class AveragingTower(Tower):
 
     def finish(self, begun: Begun, shared: Tensors | None = None) -> None:
         """As of every tower; and then the averages follow."""
-        bounded = self.window.place.bound > 0 and self.count < self.window.place.every
+        largest = self.window.place.largest(self.count + 1)
         if self.measured is not None:
             self.began = self.count
             for bucket in self.buckets:
                 self.window.begin(bucket)
-        before = self.window.remember(self.buckets, begun.tensors) if bounded else None
+        before = self.window.remember(self.buckets, begun.tensors) if largest else None
         super().finish(begun, shared)
         if before is not None:
             raw = self.climb.layout.unpack(self.cells)["0.raw"]
-            self.window.restrain(before, self.buckets, begun.tensors, raw)
+            self.window.restrain(before, self.buckets, begun.tensors, raw, largest)
         self.count += 1
         kept = self.window.place.kept(self.count)
         for bucket in self.buckets:

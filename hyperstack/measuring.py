@@ -47,9 +47,10 @@ class Average(Choice):
     One-step hypergradients are short-sighted: at the noise floor the last step always looks too long. θ̄ looks back over
     1 / (1 - decay) steps and is below that floor. Ours, without a publication.
 
-    `bound` helps a rate that starts too high, or grows faster than hypergradients can tell: in the first `every` steps,
-    no update changes the weights, as one vector, by more than this share of their norm (from 0 they may move freely).
-    Where it would, update and rate are made smaller, which takes a rate that is learned as log. 0 is off.
+    `bound` helps a rate that starts too high, or grows faster than hypergradients can tell: step t of the first `every`
+    changes the weights, as one vector, by no more than bound · t / every of their norm (from 0 they may move freely).
+    Where it would, update and rate are made smaller, which takes a rate that is learned as log. 0 is off. It rises, for
+    nothing is known of a rate at first: one that is far too high begins as if it were too low, and ruins nothing.
     """
 
     name: ClassVar[str] = "average"
@@ -58,7 +59,7 @@ class Average(Choice):
     every: int = option(100, Interval(1.0), "steps between two measurements, once warm")
     warmup: int = option(10, NON_NEGATIVE, "step t looks back over 1 + t / warmup steps, or fewer; 0: warm at once")
     first: int = option(1, Interval(1.0), "steps before the first measurement; windows grow as t / warmup")
-    bound: float = option(0.0, NON_NEGATIVE, "the largest relative update in the first steps; 0: any")
+    bound: float = option(0.0, NON_NEGATIVE, "the largest relative update, towards which the first steps rise; 0: any")
     deviations: float = option(300.0, NON_NEGATIVE, "so many standard deviations count as 1; 0: cosines alone count")
 
     def kept(self, t: int) -> float:
@@ -74,6 +75,10 @@ class Average(Choice):
             less = torch.maximum(self.deviations * apart, received.abs())
             most = torch.where(apart > 0, torch.minimum(most, less), most)
         return most / math.sqrt(steps / 10)
+
+    def largest(self, t: int) -> float:
+        """The largest relative update at step t, 1 being the first; 0: any."""
+        return self.bound * t / self.every if t <= self.every else 0.0
 
     def length(self, t: int) -> int:
         """How many steps the window has that begins after step t, 0 being the start."""

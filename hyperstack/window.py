@@ -188,11 +188,13 @@ class Window:
         ahead = [{name: bucket.flats[f"ahead.{name}"].clone() for name in self.traced} for bucket in buckets]
         return Before([t.detach().clone() for t in tensors], ahead)
 
-    def restrain(self, before: Before, buckets: Sequence[Bucket], tensors: Sequence[Tensor], raw: Tensor) -> None:
-        """Shorten an update that was too large for the weights, and make the rate smaller by as much."""
+    def restrain(
+        self, before: Before, buckets: Sequence[Bucket], tensors: Sequence[Tensor], raw: Tensor, largest: float
+    ) -> None:
+        """Shorten an update that changed the weights by more than that share, and make the rate smaller by as much."""
         changes = [t - b for t, b in zip(tensors, before.tensors, strict=True)]
         relative = _norm(changes, raw) / _norm(before.tensors, raw)
-        share = torch.where(torch.isfinite(relative), (self.place.bound / relative).clamp(max=1), 1.0)
+        share = torch.where(torch.isfinite(relative), (largest / relative).clamp(max=1), 1.0)
         for t, b in zip(tensors, before.tensors, strict=True):
             t.copy_(torch.lerp(b, t, share.to(t)))
         for bucket, ahead in zip(buckets, before.ahead, strict=True):
