@@ -14,6 +14,9 @@ from hyperstack.choices import Choice, option
 from hyperstack.errors import InputError
 from hyperstack.hyperparameter import NON_NEGATIVE, UNIT, Interval, Resolved
 
+BOUNDED = 100
+"""So many steps are bounded."""
+
 
 @dataclass(frozen=True)
 class Live(Choice):
@@ -47,8 +50,8 @@ class Average(Choice):
     One-step hypergradients are short-sighted: at the noise floor the last step always looks too long. θ̄ looks back over
     1 / (1 - decay) steps and is below that floor. Ours, without a publication.
 
-    `bound` helps a rate that starts too high, or grows faster than hypergradients can tell: step t of the first `every`
-    changes the weights, as one vector, by no more than bound · t / every of their norm (from 0 they may move freely).
+    `bound` helps a rate that starts too high, or grows faster than hypergradients can tell: step t of the first hundred
+    changes the weights, as one vector, by no more than bound · t / 100 of their norm (from 0 they may move freely).
     Where it would, update and rate are made smaller, which takes a rate that is learned as log. 0 is off. It rises, for
     nothing is known of a rate at first: one that is far too high begins as if it were too low, and ruins nothing.
     """
@@ -59,7 +62,7 @@ class Average(Choice):
     every: int = option(100, Interval(1.0), "steps between two measurements, once warm")
     warmup: int = option(10, NON_NEGATIVE, "step t looks back over 1 + t / warmup steps, or fewer; 0: warm at once")
     first: int = option(1, Interval(1.0), "steps before the first measurement; windows grow as t / warmup")
-    bound: float = option(0.0, NON_NEGATIVE, "the largest relative update, towards which the first steps rise; 0: any")
+    bound: float = option(0.0, NON_NEGATIVE, "the largest relative update at step 100, at those before in proportion; 0: any")
     deviations: float = option(300.0, NON_NEGATIVE, "so many standard deviations count as 1; 0: cosines alone count")
 
     def kept(self, t: int) -> float:
@@ -78,7 +81,7 @@ class Average(Choice):
 
     def largest(self, t: int) -> float:
         """The largest relative update at step t, 1 being the first; 0: any."""
-        return self.bound * t / self.every if t <= self.every else 0.0
+        return self.bound * t / BOUNDED if t <= BOUNDED else 0.0
 
     def length(self, t: int) -> int:
         """How many steps the window has that begins after step t, 0 being the start."""
