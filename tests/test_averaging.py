@@ -245,7 +245,7 @@ def test_an_update_that_the_bound_made_shorter():
     """It counts as one at a rate that is smaller by as much; the bound itself is held."""
     bounded = hs.SGD(0.0, at=replace(PLACE, bound=0.1))
     level = hs.SGD(hs.log(0.02), momentum=hs.learned(0.8))
-    grads = gradients(8, shapes=SMALL)
+    grads = [[3.0**t * g for g in each] for t, each in enumerate(gradients(8, shapes=SMALL))]
     tower = make_tower(level / bounded, tensors(shapes=SMALL))
     shares = [share for *_, share in averages(level / bounded, tower.raw(), grads, lambda t: 1.0)]
     assert sum(share < 0.9 for share in shares) > 1

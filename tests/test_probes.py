@@ -18,9 +18,10 @@ from test_inspect import WIDTHS
 from toy import BATCHES, assert_same_run, command, ok, train_toy
 
 import hyperstack as hs
+from hyperstack.reports.evidence import Evidence
 from hyperstack.reports.leveltext import clips, is_clipped, rescales, start
 from hyperstack.reports.panels import panels
-from hyperstack.reports.probes import FAR, FEWEST, PINNED, SHORTENED
+from hyperstack.reports.probes import FAR, FEWEST, LOWERED, PINNED, early
 from hyperstack.reports.reading import reading
 from hyperstack.reports.statistics import probe_statistics, statistics, statistics_of
 from hyperstack.reports.text import number
@@ -319,14 +320,16 @@ def test_what_the_last_probes_took_on(sign, text):
     assert not of(reading(record(cosines, loss=loss)), "stayed")  # what took the loss up is not to go on
 
 
-def test_a_rate_that_the_bound_made_smaller(tmp_path):
-    for factor, fires in ((0.99 * SHORTENED, False), (1.01 * SHORTENED, True)):
-        value = np.where(np.arange(N) < 5, 0.01 * factor, 0.01)
-        assert bool(of(reading(record(**{"0.lr.value": value})), "the bound")) is fires
-    run, *_ = problem(hyper("auto(Adam(1.0))"), 12, tmp_path / "run")  # all of it in the first step
-    found = of(reading(run), "the bound")
-    assert f"took it from 1 down to {number(run['0.lr.value'][0])} before the first probe" in found[0]
-    assert run["0.lr.value"][0] < 0.5
+def test_a_rate_that_the_bound_made_smaller_did_not_start_too_low(tmp_path):
+    """It rises from there, wherever it started."""
+    for factor, fires in ((0.99 * LOWERED, True), (1.01 * LOWERED, False)):
+        levels = [f"SGD(log({0.01 * factor}))", "SGD(1.0, clip=[cosine], at=average(0.99, bound=0.1))"]
+        found = early(Evidence(record([-0.9] * 4 + [0.1] * (PROBES - 4)), False, levels))
+        assert bool([*found]) is fires
+    run, *_ = problem(hyper("auto(SGD(1.0))"), 30, tmp_path / "run")
+    assert run["0.lr.value"][0] < 0.01
+    assert run["0.lr.value"].max() > FAR * run["0.lr.value"][0]
+    assert not of(reading(run), "too low")
 
 
 def test_a_rate_that_overshoots_at_every_probe():

@@ -18,7 +18,7 @@ from hyperstack.telemetry.record import Column, parts
 FEWEST = 10  # probes, below which nothing is concluded from the last ones
 PINNED = 0.5  # cosine, beyond which there is no doubt about the direction
 FAR = 10.0  # times: a start that is that far off costs steps that a better one saves
-SHORTENED = 2.0  # times: as much smaller the bound makes a rate before the first probe
+LOWERED = 2.0  # times: as much smaller the bound on the first updates has made a rate
 
 
 def unprobed(e: Evidence) -> Iterator[Remark]:
@@ -29,19 +29,6 @@ def unprobed(e: Evidence) -> Iterator[Remark]:
         yield Remark(1, ", ".join(keys), text)
 
 
-def shortened(e: Evidence) -> Iterator[Remark]:
-    """A rate that the bound on the first updates made much smaller."""
-    for key in _rates(e):
-        values = e.column(key, "value")[e.record.probes(key) == 0]
-        if len(values) and (first := e.start(key)) > SHORTENED * values[-1] > 0:
-            yield Remark(
-                1,
-                key,
-                f"the bound on the first updates took it from {number(first)} down to {number(values[-1])} before "
-                f"the first probe: the start is too high; lr=log({number(values[-1], 2)}) is nearer",
-            )
-
-
 def early(e: Evidence) -> Iterator[Remark]:
     """A start so far off that the first probes all say so."""
     for key in _rates(e):
@@ -49,8 +36,7 @@ def early(e: Evidence) -> Iterator[Remark]:
         cosines, values = e.column(key, "cosine")[fresh], e.column(key, "value")[fresh]
         for sign, side, way in ((-1, f"below -{PINNED:g}", "low"), (1, f"above {PINNED:g}", "high")):
             count = _leading(sign * cosines > PINNED)
-            first = float(e.column(key, "value")[0])
-            if not count or not _far(first, float(values[count - 1]), sign):
+            if not count or not _off(e, key, float(values[count - 1]), sign):
                 continue
             end, step = number(values[count - 1]), int(e.record.steps[fresh][count - 1])
             text = f"the cosine was {side} at the first {count} probes: the start is too {way} by orders of magnitude; "
@@ -71,7 +57,7 @@ def late(e: Evidence) -> Iterator[Remark]:
         for sign, side, way, start in ((-1, "below -", "rises", "higher"), (1, "above ", "falls", "lower")):
             count = _leading((sign * cosines > PINNED)[::-1])
             told = count == len(cosines) and key in _rates(e)  # by `early`
-            if count < FEWEST or (told and _far(float(e.column(key, "value")[0]), float(values[-1]), sign)):
+            if count < FEWEST or (told and _off(e, key, float(values[-1]), sign)):
                 continue
             what = "the rate" if parts(key)[2] == "lr" else "it"
             ends = f"from {number(values[-count])} to {number(values[-1])}"
@@ -79,7 +65,7 @@ def late(e: Evidence) -> Iterator[Remark]:
             yield Remark(1, key, f"{text}{way}; train longer, or start {start}")
 
 
-PROBE_RULES: Sequence[Callable[[Evidence], Iterator[Remark]]] = (unprobed, shortened, early, late)
+PROBE_RULES: Sequence[Callable[[Evidence], Iterator[Remark]]] = (unprobed, early, late)
 
 
 def _rates(e: Evidence) -> list[str]:
@@ -87,9 +73,14 @@ def _rates(e: Evidence) -> list[str]:
     return [key for key in e.probed if key in e.learned and parts(key)[2] == "lr" and len(e.record)]
 
 
-def _far(first: float, arrived: float, sign: int) -> bool:
-    """Whether a value has risen (-1), or fallen (1), by orders of magnitude."""
-    return first > 0 and arrived > 0 and (arrived / first) ** -sign >= FAR
+def _off(e: Evidence, key: str, arrived: float, sign: int) -> bool:
+    """Whether a rate has risen (-1), or fallen (1), by orders of magnitude from where the user had it start.
+
+    One that the bound on the first updates made smaller rises from there, wherever it started.
+    """
+    first = float(e.column(key, "value")[0])
+    lowered = sign < 0 and e.start(key) > LOWERED * first
+    return first > 0 and arrived > 0 and not lowered and (arrived / first) ** -sign >= FAR
 
 
 def _leading(flags: Column | np.typing.NDArray[np.bool_]) -> int:
