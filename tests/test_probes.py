@@ -293,7 +293,7 @@ def test_a_start_that_is_far_off(sign, way, side):
             end = 0.01 * np.exp(-sign * 4 * each)
             assert found == [
                 f"the cosine was {side} at the first 4 probes: the start is too {way} by orders of magnitude; it took "
-                f"41 steps to arrive at {number(end)}; lr=log({number(end, 2)}) saves them"
+                f"41 steps to arrive at {number(end)}; start nearer, lr=log({number(end, 2)})"
             ]
     cosines = np.concatenate([[sign * 0.99 * PINNED] * 9, -sign * np.abs(noise[9:])])
     assert not of(reading(record(cosines)), "by orders")

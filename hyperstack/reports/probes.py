@@ -43,7 +43,7 @@ def early(e: Evidence) -> Iterator[Remark]:
             if count == len(cosines):
                 text += f"it has not arrived after {step} steps, at {end}; train longer, or start there"
             else:
-                text += f"it took {step} steps to arrive at {end}; lr=log({number(values[count - 1], 2)}) saves them"
+                text += f"it took {step} steps to arrive at {end}; start nearer, lr=log({number(values[count - 1], 2)})"
             yield Remark(1, key, text)
 
 
