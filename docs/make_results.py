@@ -179,13 +179,18 @@ def numbers() -> str:
 
 
 def batches() -> str:
-    """`auto` at other batch sizes, and for fewer and more epochs; of many steps also with a longer average."""
+    """`auto` at other batch sizes, and for fewer and more epochs; of many steps also with a longer average, of few with
+    a larger bound.
+    """
     stack = "auto(Adam(λ))"
     rows = [from_starts(f"batch {size}, 5 epochs", stack, 5, size) for size in (16, 64, 256, 1024, 4096)]
     rows += [from_starts(f"batch 256, {epochs} epoch{'s' * (epochs > 1)}", stack, epochs) for epochs in (1, 2, 30, 100)]
     for size, epochs in ((16, 5), (64, 5), (256, 30)):
         label = f"batch {size}, {epochs} epochs, `decay=0.999, every=1000`"
         rows.append(from_starts(label, "auto(Adam(λ), decay=0.999, every=1000)", epochs, size))
+    for size, epochs in ((256, 1), (4096, 5)):
+        label = f"batch {size}, {epochs} epoch{'s' * (epochs > 1)}, `bound=1`"
+        rows.append(from_starts(label, "auto(Adam(λ), bound=1)", epochs, size))
     return markdown(["", *FROM], rows)
 
 
