@@ -173,7 +173,7 @@ def numbers() -> str:
     changes = ["", *(f"decay={x}" for x in ("0.9", "0.97", "0.999")), *(f"every={x}" for x in (5, 20, 50))]
     changes += [*(f"warmup={x}" for x in (5, 20)), "first=10"]
     changes += [*(f"rate={x}" for x in ("0.3", "3.0")), *(f"bound={x}" for x in ("0.03", "0.3", "0.0"))]
-    changes += [f"deviations={x}" for x in ("75.0", "300.0", "0.0")]
+    changes += [f"deviations={x}" for x in ("100.0", "0.0")]
     stacks = [f"auto(Adam(λ){', ' * bool(change)}{change})" for change in changes]
     return markdown(["stack", *FROM], [from_starts(f"`{stack}`", stack) for stack in stacks])
 

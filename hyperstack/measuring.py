@@ -63,7 +63,7 @@ class Average(Choice):
     warmup: int = option(10, NON_NEGATIVE, "step t looks back over 1 + t / warmup steps, or fewer; 0: warm at once")
     first: int = option(1, Interval(1.0), "steps before the first measurement; windows grow as t / warmup")
     bound: float = option(0.0, NON_NEGATIVE, "the largest relative update at step 100, before it in proportion; 0: any")
-    deviations: float = option(150.0, NON_NEGATIVE, "so many standard deviations count as 1; 0: cosines alone count")
+    deviations: float = option(300.0, NON_NEGATIVE, "so many standard deviations count as 1; 0: cosines alone count")
 
     def kept(self, t: int) -> float:
         """How much of the average step t keeps, 1 being the first."""

@@ -22,7 +22,7 @@ def auto(
     warmup: int = 10,
     first: int = 1,
     bound: float = 0.1,
-    deviations: float = 150.0,
+    deviations: float = 300.0,
 ) -> Stack:
     """A primary level whose learning rate is found while it trains, from whatever start: no number is to be chosen.
 

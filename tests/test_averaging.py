@@ -412,7 +412,7 @@ def change(pairs):
     )
 
 
-def counted(pairs, deviations=150.0):
+def counted(pairs, deviations=300.0):
     """What the cosine between two lists of tensors counts."""
     pairs = list(pairs)
     products = torch.cat([(g * d).flatten() for g, d in pairs])
@@ -431,7 +431,7 @@ def theirs(
     first=1,
     kappa=1.0,
     bound=0.0,
-    deviations=150.0,
+    deviations=300.0,
     above=0.0,
 ):
     """The loop, with an optimizer of others. `turn(optimizer, rate)` sets its rate."""
