@@ -545,10 +545,20 @@ def test_sentences_by_hand():
     ]
     single = {label: {start: {0: x[0]} for start, x in by.items()} for label, by in errors.items()}
     assert standing.sentences(part_of(single, 0.001)) == [
-        "tower, against 4 pairs of a rival and a start: wins 0, loses 0, undecided 4.",
+        "tower, against 4 pairs of a rival and a start: in 2 of 4 with a single run the smaller error.",
         "tower has the larger error than rival from λ = 0.01 by 1.00 (single runs, without an interval).",
         "tower from its default, λ = 0.001, one run a seed: 5.00 %; the best tuned rival, rival from λ = 0.01, the "
         "best of 2 runs a seed: 3.00 %: undecided, +2.00 from the rival to the tower.",
+        "tower from any start: 1.33 to 1.67 times the error of that rival.",
+    ]
+    tuned = {**errors, "rival": {**errors["rival"], 0.001: {0: 4.5}}, "other": {**errors["other"], 0.01: {0: 90.0}}}
+    assert standing.sentences({**part_of(tuned), "tuned_with": 1}) == [
+        "tower, against 4 pairs of a rival and a start: wins 0, loses 1, undecided 1; in 1 of 2 with a single run the "
+        "smaller error.",
+        "tower loses to rival from λ = 0.01 by 1.00 ± 0.25.",
+        "tower has the larger error than rival from λ = 0.001 by 0.50 (single runs, without an interval).",
+        "tower from its default, λ = 0.01, one run a seed: 4.00 %; the best tuned rival, rival from λ = 0.01, the best "
+        "of 2 starts by the first seed: 3.00 %: the tower loses by 1.00 ± 0.25.",
         "tower from any start: 1.33 to 1.67 times the error of that rival.",
     ]
 

@@ -156,11 +156,7 @@ def sentences(part: Mapping[str, Any]) -> list[str]:
         duels = [duel for duel in part["duels"] if duel["tower"] == tower and duel["mean"] is not None]
         if not duels:
             continue
-        count = {verdict: sum(duel["verdict"] == verdict for duel in duels) for verdict in (WINS, LOSES, OPEN)}
-        found.append(
-            f"{tower}, against {len(duels)} pairs of a rival and a start: wins {count[WINS]}, loses {count[LOSES]}, "
-            f"undecided {count[OPEN]}."
-        )
+        found.append(f"{tower}, {_score(duels)}.")
         for rival in dict.fromkeys(duel["rival"] for duel in duels):
             own = [duel for duel in duels if duel["rival"] == rival]
             for single in (False, True):
@@ -169,6 +165,19 @@ def sentences(part: Mapping[str, Any]) -> list[str]:
             if each and each["tower"] == tower:
                 found += [_default(each, runs), *_ratios(each, part)]
     return found
+
+
+def _score(duels: Sequence[Mapping[str, Any]]) -> str:
+    """How often a tower won; of single runs, how often its error is the smaller one."""
+    several = [duel["verdict"] for duel in duels if duel["half"] is not None]
+    single = [duel["mean"] for duel in duels if duel["half"] is None]
+    said = []
+    if several:
+        count = {verdict: several.count(verdict) for verdict in (WINS, LOSES, OPEN)}
+        said.append(f"wins {count[WINS]}, loses {count[LOSES]}, undecided {count[OPEN]}")
+    if single:
+        said.append(f"in {sum(mean < 0 for mean in single)} of {len(single)} with a single run the smaller error")
+    return f"against {len(duels)} pairs of a rival and a start: {'; '.join(said)}"
 
 
 def _losses(tower: str, rival: str, duels: Sequence[Mapping[str, Any]], single: bool) -> list[str]:
