@@ -13,7 +13,7 @@ from hyperstack.experiments.fields import Fields
 class Wanted:
     """What a sweep of a part asks for that is its own. `seeds`: from which to which of the part's.
 
-    best_of: the folder of an earlier sweep of one value, which takes the place of this one's: that of the least mean
+    best_of: the folder of an earlier sweep; of the values in this one's grid, that one is taken which has the least mean
     test error there.
     """
 
