@@ -13,8 +13,8 @@ from hyperstack.experiments.fields import Fields
 class Wanted:
     """What a sweep of a part asks for that is its own. `seeds`: from which to which of the part's.
 
-    best_of: the folder of an earlier sweep; of the values in this one's grid, the one with the least mean test error there
-    is taken.
+    best_of: the folder of an earlier sweep; of the values in this one's grid, the one with the least mean test error
+    there is taken.
     """
 
     stacks: list[str]
