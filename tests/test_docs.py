@@ -174,7 +174,8 @@ def test_published_and_measured_is_what_is_stored():
 def test_outcomes_of_parts_of_a_comparison_share_a_section(tmp_path, monkeypatch):
     whole = next(each for each in published.outcomes() if "source" not in each)
     assert published.parts_of(whole) == [part["name"] for part in whole["parts"]]
-    other = {**whole, "parts": [{**whole["parts"][0], "name": "elsewhere"}], "share": 0.1, "note": "It is another."}
+    ended = {**whole["parts"][0], "name": "elsewhere", "cells_done": whole["parts"][0]["cells"]}
+    other = {**whole, "parts": [ended], "share": 0.1, "note": "It is another."}
     monkeypatch.setattr(published, "STORED", tmp_path / "results")
     monkeypatch.setattr(published, "TARGET", tmp_path / "page.md")
     for i, each in enumerate((whole, other)):
