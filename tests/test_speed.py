@@ -15,18 +15,9 @@ import hyperstack as hs
 from hyperstack_cli.benchmark.contestants import Contestant, Trial, contestants
 from hyperstack_cli.benchmark.measure import peak_memory, race, workload
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:Using backward.. with create_graph=True")]
+pytestmark = pytest.mark.slow
 SLACK = 1.3
 GDTUO = "gdtuo Adam / SGD"
-
-
-@pytest.fixture(autouse=True)
-def all_cores():
-    """As users have them; the other tests run on one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(max(before, 2))
-    yield
-    torch.set_num_threads(before)
 
 
 def ratios(name, seconds, *names):
@@ -40,13 +31,16 @@ def ratios(name, seconds, *names):
     return found
 
 
-def assert_one_of_three(bounds, *race):
-    """One of up to three races keeps all bounds, pairs of a ratio and its limit: others only slow it."""
-    for _ in range(3):
+def assert_two_of_three(bounds, *race):
+    """Two of three races keep all bounds, pairs of a ratio and its limit: what else runs may shift one either way."""
+    kept, missed = 0, []
+    while kept < 2 and len(missed) < 2:
         found = bounds(ratios(*race))
         if all(ratio < SLACK * limit for ratio, limit in found):
-            return
-    pytest.fail(f"not within {SLACK} times the limits: {found}")
+            kept += 1
+        else:
+            missed.append(found)
+    assert kept == 2, f"not within {SLACK} times the limits: {missed}"
 
 
 def test_a_step_of_mnist():
@@ -59,7 +53,7 @@ def test_a_step_of_mnist():
             yield tower / found[GDTUO], 0.55
 
     names = "torch Adam", "Adam / SGD", "Adam / SGD, recorded", "Adam / SGD / SGD", GDTUO
-    assert_one_of_three(lambda found: [*bounds(found)], "mnist", 10, *names)
+    assert_two_of_three(lambda found: [*bounds(found)], "mnist", 10, *names)
 
 
 @pytest.mark.parametrize("name", ["gpt", "resnet"])
@@ -68,14 +62,14 @@ def test_a_step_of_a_large_network(name):
         tower = found["Adam / SGD"]
         return [(tower, 1.15), *([(tower / found[GDTUO], 1)] if GDTUO in found else [])]
 
-    assert_one_of_three(bounds, name, 20, "torch Adam", "Adam / SGD", GDTUO)
+    assert_two_of_three(bounds, name, 20, "torch Adam", "Adam / SGD", GDTUO)
 
 
 @pytest.mark.parametrize("form", ["", ", compiled"])
 def test_probes_cost_little(form):
     """Against the same tower that measures live, which takes a hypergradient at every step."""
     live, probing = f"auto(Adam), live{form}", f"auto(Adam, every=10){form}"
-    assert_one_of_three(lambda found: [(found[probing], 1.12)], "mnist", 10, live, probing)
+    assert_two_of_three(lambda found: [(found[probing], 1.12)], "mnist", 10, live, probing)
 
 
 def test_steps_that_are_not_alike_are_compared_in_means_of_their_period():
@@ -113,7 +107,6 @@ def resident():
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
 @pytest.mark.parametrize("size", [2000, 300_000], ids=["cached", "recomputed"])
 def test_memory_is_flat_over_many_steps(size):
-    torch.set_num_threads(1)  # such steps are too short for more
     steps = 10_000 if size == 2000 else 1000
     params = [torch.nn.Parameter(torch.randn(size)), torch.nn.Parameter(torch.randn(()))]
     opt = hs.HyperOptimizer(params, "Adam(clip=True) / SGD(1e-6, clip)")
