@@ -18,11 +18,11 @@ def auto(
     *,
     rate: Value = 1.0,
     decay: float = 0.99,
-    every: int = 100,
-    warmup: int = 10,
-    first: int = 1,
+    every: int = Average.every,
+    warmup: int = Average.warmup,
+    first: int = Average.first,
     bound: float = 0.1,
-    deviations: float = 300.0,
+    deviations: float = Average.deviations,
 ) -> Stack:
     """A primary level whose learning rate is found while it trains, from whatever start: no number is to be chosen.
 
