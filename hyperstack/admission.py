@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hyperstack.dsl import parse
@@ -74,6 +76,17 @@ def check_params(params: list[Tensor]) -> None:
                 f"HyperOptimizer does not train {kind} parameters",
                 instead="pass floating-point parameters; a complex one can be kept as its torch.view_as_real",
             )
+
+
+def gradients(params: Sequence[Tensor]) -> list[Tensor | None]:
+    """Those of parameters; a RunError for sparse ones."""
+    found = [p.grad for p in params]
+    if any(grad is not None and grad.layout is not torch.strided for grad in found):
+        raise RunError(
+            "HyperOptimizer does not take sparse gradients",
+            instead="make the embedding dense (sparse=False), or give it to an optimizer of its own",
+        )
+    return found
 
 
 def check_stacks(stacks: list[str]) -> None:

@@ -19,25 +19,20 @@ from hyperstack.admission import (
     check_params,
     check_stacks,
     check_state,
+    gradients,
     made_of,
     refuse_written,
     shapes,
 )
-from hyperstack.averaging import AveragingTower, make_tower
+from hyperstack.averaging import make_tower
 from hyperstack.dsl import parse
 from hyperstack.engine import Tower
-from hyperstack.errors import InputError, RunError
+from hyperstack.errors import InputError
 from hyperstack.losses import Losses
-from hyperstack.probing import copies, exchanged, unspoiled_buffers, write
+from hyperstack.probing import Probing
 from hyperstack.rule import Rule, RuleType, Stack
 from hyperstack.sharing import step_together
 
-CLOSURE = (
-    "write opt.step(closure), where closure() calls opt.zero_grad(), computes the loss, calls loss.backward() and "
-    "returns the loss"
-)
-OUTSIDE = ("modified by an inplace operation", "backward through the graph a second time")
-"""What torch says of a loss that was computed before its weights were exchanged."""
 StackLike = Stack | Rule | RuleType | str
 
 
@@ -96,8 +91,7 @@ class HyperOptimizer(torch.optim.Optimizer):
         self._towers: list[Tower] = []
         self._made: list[dict[str, Any]] = []
         self._losses = Losses()
-        self._probing = False
-        self._live: list[tuple[Tensor, Tensor]] | None = None
+        self._probing = Probing()
         text = str(_as_stack(stack))
         super().__init__(params, {"lr": 1.0, "stack": text, "nonfinite": nonfinite, "compile": bool(compile)})
 
@@ -136,98 +130,24 @@ class HyperOptimizer(torch.optim.Optimizer):
         Parameters without a gradient stay where they are; a step in which none has one changes nothing. Raises RunError
         where a closure is missing, and after `eval()`.
         """
-        loss = None
-        self._refuse_step(closure)
-        if closure is not None:
-            loss = self._call(closure)
-        grads = self._gradients()
-        if len(self._towers) > 1:  # refuse before any of them has moved
-            for tower, group, found in zip(self._towers, self.param_groups, grads, strict=True):
-                tower.admit(group["params"], found)
-        params = [group["params"] for group in self.param_groups]
-        tangents = [None for _ in grads] if self._limiter() is None else self._losses.taken(params, grads)
-        whole = [
-            (group["params"], found, group["lr"], tangent)
-            for group, found, tangent in zip(self.param_groups, grads, tangents, strict=True)
-        ]
-        with self._showing():
-            step_together(self._towers, whole)
-        return loss
-
-    def _gradients(self) -> list[list[Tensor | None]]:
-        """The gradients of each group's parameters."""
-        grads = [[p.grad for p in group["params"]] for group in self.param_groups]
-        if any(g is not None and g.layout is not torch.strided for group in grads for g in group):
-            raise RunError(
-                "HyperOptimizer does not take sparse gradients",
-                instead="make the embedding dense (sparse=False), or give it to an optimizer of its own",
-            )
-        return grads
-
-    def _refuse_step(self, closure: Callable[[], Any] | None) -> None:
         for group, made in zip(self.param_groups, self._made, strict=True):
             refuse_written(group, made)
-        if closure is None and any(self._averaging()):
-            raise RunError(
-                "this stack measures hypergradients at averaged weights, and needs a closure",
-                why="it has to compute a gradient there",
-                instead=CLOSURE,
-            )
-        if any(self._averaging()) and torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
-            what = "a step of a stack that measures at averaged weights cannot be captured in a CUDA graph"
-            raise RunError(what, why="steps differ: some begin with a measurement", instead="capture the closure alone")
-        if self._live is not None:
-            what = "the averaged weights are in place, by opt.eval() or opt.averaged()"
-            raise RunError(what, why="a step is made from the live ones", instead="call opt.train() before a step")
-
-    def _averaging(self) -> Iterator[tuple[AveragingTower, list[Tensor]]]:
-        """The towers that measure at averages, and their parameters."""
-        for tower, group in zip(self._towers, self.param_groups, strict=True):
-            if isinstance(tower, AveragingTower):
-                yield tower, group["params"]
-
-    def _call(self, closure: Callable[[], Any]) -> Any:
-        """What the closure returns, called at the live weights, and before that at the averages where that is due."""
-        before = self._written() if self._probe(closure) else []
-        with torch.enable_grad(), _explained(any(self._averaging())):
-            loss = closure()
-        after = self._written() if before else []
-        pairs = zip(before, after, strict=False)
-        if before and len(after) == len(before) and all(g is h and v == w for (g, v), (h, w) in pairs):
-            what = "the closure computes no gradients: those of this step are from outside of it"
-            raise RunError(what, instead=CLOSURE)
+        self._probing.refuse(self._with_params(), closure)
+        with self._showing():
+            loss = None if closure is None else self._probing.call(self._with_params(), closure)
+            towers = self._with_params()
+            params, grads = [own for _, own in towers], [gradients(own) for _, own in towers]
+            if len(towers) > 1:  # refuse before any of them has moved
+                for (tower, own), found in zip(towers, grads, strict=True):
+                    tower.admit(own, found)
+            tangents = [None for _ in grads] if self._limiter() is None else self._losses.taken(params, grads)
+            factors = [group["lr"] for group in self.param_groups]
+            step_together(self._towers, list(zip(params, grads, factors, tangents, strict=True)))
         return loss
 
-    def _written(self) -> list[tuple[Tensor, int]]:
-        """The gradients that there are, and how often each was written to."""
-        grads = [p.grad for group in self.param_groups for p in group["params"]]
-        return [(g, g._version) for g in grads if g is not None]
-
-    def _probe(self, closure: Callable[[], Any]) -> bool:
-        """Where a measurement is due, have the closure find the gradients at the averages; whether it found none."""
-        if not any(tower.due for tower, _ in self._averaging()):
-            return False
-        grads = [(p, p.grad) for group in self.param_groups for p in group["params"]]
-        self._probing = True
-        try:
-            with exchanged(self._averages()), unspoiled_buffers(), torch.enable_grad(), _explained(True):
-                for p, _ in grads:
-                    p.grad = None
-                closure()
-            blind = all(p.grad is None for p, _ in grads)
-            with self._showing():
-                for tower, group, found in zip(self._towers, self.param_groups, self._gradients(), strict=True):
-                    if isinstance(tower, AveragingTower) and tower.due:
-                        tower.measure(group["params"], found)
-            return blind
-        finally:
-            self._probing = False
-            for p, grad in grads:
-                p.grad = grad
-
-    def _averages(self) -> list[tuple[Tensor, Tensor]]:
-        """Parameters, and their averages."""
-        return [(params[i], average) for tower, params in self._averaging() for i, average in tower.averages()]
+    def _with_params(self) -> list[tuple[Tower, list[Tensor]]]:
+        """The tower of each group with its parameters."""
+        return [(tower, group["params"]) for tower, group in zip(self._towers, self.param_groups, strict=True)]
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -236,7 +156,7 @@ class HyperOptimizer(torch.optim.Optimizer):
         They come back bit for bit. Where a stack keeps no averages, nothing changes. BatchNorm's statistics stay those
         of the live weights: torch.optim.swa_utils.update_bn finds others.
         """
-        if self._live is not None:
+        if self._probing.live is not None:
             yield
             return
         try:
@@ -247,15 +167,11 @@ class HyperOptimizer(torch.optim.Optimizer):
 
     def eval(self) -> None:
         """Put the averages in place until `train()`, as in schedule_free. Where a stack keeps none, nothing changes."""
-        if self._live is None and any(self._averaging()):
-            averages = self._averages()
-            self._live = copies(p for p, _ in averages)
-            write(averages)
+        self._probing.begin(self._with_params())
 
     def train(self) -> None:
         """Put the live weights back, bit for bit."""
-        write(self._live or [])
-        self._live = None
+        self._probing.end()
 
     def backward(self, losses: Tensor, weight: float = 1.0) -> None:
         """Backpropagate per-example losses of any shape, reduced as the primary level wants them: see `loss`."""
@@ -274,7 +190,7 @@ class HyperOptimizer(torch.optim.Optimizer):
         limiter = self._limiter()
         if limiter is None:
             return losses.mean() * weight if weight != 1 else losses.mean()
-        heard = torch.is_grad_enabled() and losses.requires_grad and not self._probing
+        heard = torch.is_grad_enabled() and losses.requires_grad and not self._probing.under_way
         found = limiter.limit(losses, heard)
         limited = (found.weights * losses + found.offsets).mean()
         if weight != 1:
@@ -355,7 +271,7 @@ class HyperOptimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._losses = Losses()
-        self._probing, self._live = False, None
+        self._probing = Probing()
         saved = self.state.pop("towers", {})  # type: ignore[call-overload]
         self._towers = [_tower(group) for group in self.param_groups]
         self._made = [made_of(group) for group in self.param_groups]
@@ -364,7 +280,7 @@ class HyperOptimizer(torch.optim.Optimizer):
                 tower.restore(saved[i], group["params"])
                 if "live" in saved[i]:
                     live = [(group["params"][j], x.clone()) for j, x in saved[i]["live"]]
-                    self._live = [*(self._live or []), *live]
+                    self._probing.live = [*(self._probing.live or []), *live]
                 self._show_state(tower, group["params"])
 
     def __repr__(self) -> str:
@@ -381,19 +297,21 @@ class HyperOptimizer(torch.optim.Optimizer):
 
     def _kept(self, group: dict[str, Any]) -> dict[str, Any]:
         """The live weights of a group, where averages are in place."""
-        if self._live is None:
+        if self._probing.live is None:
             return {}
         place = {id(p): i for i, p in enumerate(group["params"])}
-        return {"live": [(place[id(p)], x) for p, x in self._live if id(p) in place]}
+        return {"live": [(place[id(p)], x) for p, x in self._probing.live if id(p) in place]}
 
     @contextmanager
     def _showing(self) -> Iterator[None]:
         """Towers may arrange their buckets anew: `state[p]` goes on showing what they hold."""
         before = [tower.buckets for tower in self._towers]
-        yield
-        for tower, group, buckets in zip(self._towers, self.param_groups, before, strict=True):
-            if buckets is not tower.buckets:
-                self._show_state(tower, group["params"])
+        try:
+            yield
+        finally:
+            for (tower, params), buckets in zip(self._with_params(), before, strict=False):
+                if buckets is not tower.buckets:
+                    self._show_state(tower, params)
 
     def _show_state(self, tower: Tower, params: list[Tensor]) -> None:
         """Let `state[p]` show each parameter's part of the flat buffers, as torch's optimizers do."""
@@ -408,18 +326,6 @@ class HyperOptimizer(torch.optim.Optimizer):
         """The tower of each param group, with the prefix of its keys: "" for the first, then "group1." and so on."""
         for i, tower in enumerate(self._towers):
             yield (f"group{i}." if i else ""), tower
-
-
-@contextmanager
-def _explained(called_twice: bool) -> Iterator[None]:
-    """Says of a closure that is called twice what torch can't know: that its loss must be computed in it."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not called_twice or not any(said in str(error) for said in OUTSIDE):
-            raise
-        what = "the closure cannot compute its loss again: it was computed outside of it"
-        raise RunError(what, instead=CLOSURE) from error
 
 
 def _as_stack(stack: object) -> Stack:
