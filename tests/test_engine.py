@@ -665,12 +665,15 @@ def test_a_tower_in_use_takes_over_another_whole():
 HOME = Path(hs.__file__).parent
 BASE = "version errors memory devices numerics hyperparameter choices measuring transforms rule wrapper rules recipe"
 ENGINE = (
-    "layout tape derivatives level buffers gradients climb primary engine window averaging probing losses sharing parts"
+    "layout tape derivatives level buffers gradients climb primary engine window averaging losses sharing parts"
     " together"
 )
-REST = "schedule dsl admission optimizer rivals telemetry reports loop tasks batches training sweep experiments api"
+REST = (
+    "schedule dsl admission probing optimizer rivals telemetry reports loop tasks batches training sweep experiments"
+    " api"
+)
 LAYERS = {name: i for i, name in enumerate(f"{BASE} {ENGINE} {REST}".split())}
-MAY_USE_AUTOGRAD = {*ENGINE.split(), "optimizer", "rivals", "training", "sweep"}
+MAY_USE_AUTOGRAD = {*ENGINE.split(), "probing", "optimizer", "rivals", "training", "sweep"}
 AUTOGRAD = {"autograd", "backward", "requires_grad_", "enable_grad", "set_grad_enabled", "retain_grad", "grad_fn"}
 
 
