@@ -14,8 +14,10 @@ from hyperstack.choices import Choice, option
 from hyperstack.errors import InputError
 from hyperstack.hyperparameter import NON_NEGATIVE, UNIT, Interval, Resolved
 
-BOUNDED = 100
-"""So many steps are bounded."""
+RISING = 100
+"""So many steps pass until a bound on updates is all that it will be."""
+SMALLEST = 0.005
+"""Weights that are smaller count as these for a bound, root mean square; layers of 13,000 inputs begin with such."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,12 @@ class Average(Choice):
     One-step hypergradients are short-sighted: at the noise floor the last step always looks too long. θ̄ looks back over
     1 / (1 - decay) steps and is below that floor. Ours, without a publication.
 
-    `bound` helps a rate that starts too high, or grows faster than hypergradients can tell: step t of the first hundred
-    changes the weights, as one vector, by no more than bound · t / 100 of their norm (from 0 they may move freely).
-    Where it would, update and rate are made smaller, which takes a rate that is learned as log. 0 is off. It rises, for
-    nothing is known of a rate at first: one that is far too high begins as if it were too low, and ruins nothing.
+    `bound` helps a rate that starts too high, or grows faster than hypergradients can tell: step t changes the weights
+    of a param group, as one vector, by no more than bound · min(1, t / 100) of their norm, or of 0.005 √n, where n
+    weights have a smaller one, as those have that start at 0. Where it would, update and rate are made smaller, which
+    takes a rate that is learned as log. 0 is off. It rises, for nothing is known of a rate at first: one that is far
+    too high begins as if it were too low, and ruins nothing. Later it catches a rate that has outgrown those at which
+    steps are stable, as where the gradients vanish: a cosine has no size, and goes on raising it.
     """
 
     name: ClassVar[str] = "average"
@@ -62,7 +66,9 @@ class Average(Choice):
     every: int = option(100, Interval(1.0), "steps between two measurements, once warm")
     warmup: int = option(10, NON_NEGATIVE, "step t looks back over 1 + t / warmup steps, or fewer; 0: warm at once")
     first: int = option(1, Interval(1.0), "steps before the first measurement; windows grow as t / warmup")
-    bound: float = option(0.0, NON_NEGATIVE, "the largest relative update at step 100, before it in proportion; 0: any")
+    bound: float = option(
+        0.0, NON_NEGATIVE, "the largest relative update from step 100 on, before it in proportion; 0: any"
+    )
     deviations: float = option(300.0, NON_NEGATIVE, "so many standard deviations count as 1; 0: cosines alone count")
 
     def kept(self, t: int) -> float:
@@ -81,7 +87,7 @@ class Average(Choice):
 
     def largest(self, t: int) -> float:
         """The largest relative update at step t, 1 being the first; 0: any."""
-        return self.bound * t / BOUNDED if t <= BOUNDED else 0.0
+        return self.bound * min(1.0, t / RISING)
 
     def length(self, t: int) -> int:
         """How many steps the window has that begins after step t, 0 being the start."""

@@ -239,6 +239,7 @@ class HyperOptimizer(torch.optim.Optimizer):
 
         def admitted(_: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
             check_state(self.param_groups, state)
+            self._probing.abandon(self._with_params())
             pairs = zip(self.param_groups, state["param_groups"], strict=True)
             return {**state, "param_groups": [dict(theirs, compile=ours["compile"]) for ours, theirs in pairs]}
 

@@ -76,7 +76,7 @@ class Probing:
                 closure()
             found = [gradients(params) for _, params in towers]
             for (tower, params), grads in zip(towers, found, strict=True):
-                if isinstance(tower, AveragingTower) and tower.due:
+                if isinstance(tower, AveragingTower) and tower.due and any(grad is not None for grad in grads):
                     tower.measure(params, grads)
             return all(p.grad is None for p, _ in own)
         finally:
@@ -95,6 +95,12 @@ class Probing:
         """Put the live weights back, bit for bit."""
         write(self.live or [])
         self.live = None
+
+    def abandon(self, towers: Towers) -> None:
+        """The same, but for parameters that have been written to meanwhile: they have what a state goes with."""
+        averages = {id(p): average for p, average in _averages(towers)}
+        self.live = [(p, own) for p, own in self.live or [] if torch.equal(p, averages[id(p)].to(p))]
+        self.end()
 
 
 def _averaging(towers: Towers) -> list[tuple[AveragingTower, list[Tensor]]]:

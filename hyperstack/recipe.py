@@ -30,9 +30,9 @@ def auto(
 
     ḡ is the gradient at the running average of the weights, d what the average has moved since the last time. Windows
     are of one step at first, then a tenth of the steps done, at last of `every` steps: as long as the average looks
-    back. In large networks, where all cosines are small, they count for more: see `average`. The first updates change
-    the weights by no more than a thousandth of their norm, then two, and so on up to a tenth. The result is read at the
-    average: `opt.averaged()`. It is short for
+    back. In large networks, where all cosines are small, they count for more: see `average`. The first update changes
+    the weights by no more than a thousandth of their norm, the next by two, and so on, up to a tenth from the hundredth
+    on. The result is read at the average: `opt.averaged()`. It is short for
 
         Adam(log(0.001), beta1=fixed(0.9), beta2=fixed(0.999)) / SGD(1.0, clip=[cosine], at=average(0.99, bound=0.1))
 

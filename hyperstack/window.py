@@ -32,6 +32,7 @@ By the chain of `engine`, the levels above go on from ĝ as they do from a live 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from types import SimpleNamespace
@@ -45,7 +46,7 @@ from hyperstack.derivatives import columns
 from hyperstack.hyperparameter import Resolved
 from hyperstack.layout import Tensors, section
 from hyperstack.level import Level
-from hyperstack.measuring import Average
+from hyperstack.measuring import SMALLEST, Average
 from hyperstack.numerics import Segments
 from hyperstack.primary import Primary
 from hyperstack.rule import Rule
@@ -181,7 +182,7 @@ class Window:
         found = {name: x if layout.shapes[name] else x.sum() for name, x in each.items()}
         return layout.pack(found) if found else like.new_zeros(0)
 
-    # -- the first steps -----------------------------------------------------------------------------------------------
+    # -- the bound -----------------------------------------------------------------------------------------------------
 
     def remember(self, buckets: Sequence[Bucket], tensors: Sequence[Tensor]) -> Before:
         """What an update that may be too large will change."""
@@ -193,7 +194,8 @@ class Window:
     ) -> None:
         """Shorten an update that changed the weights by more than that share, and make the rate smaller by as much."""
         changes = [t - b for t, b in zip(tensors, before.tensors, strict=True)]
-        relative = _norm(changes, raw) / _norm(before.tensors, raw)
+        least = SMALLEST * math.sqrt(sum(t.numel() for t in tensors))
+        relative = _norm(changes, raw) / _norm(before.tensors, raw).clamp(min=least)
         share = torch.where(torch.isfinite(relative), (largest / relative).clamp(max=1), 1.0)
         for t, b in zip(tensors, before.tensors, strict=True):
             t.copy_(torch.lerp(b, t, share.to(t)))

@@ -74,7 +74,7 @@ def averages(stack, raws, grads, schedule, held=None):
             p = before[i] if held is None else held[t][0][i]
             delta, states[i] = apply(rule, g, states[i], mine, number(clocks[i]), p)
             weights[i] = weights[i] + delta
-        largest = place.bound * (t + 1) / 100 if t < 100 else 0.0
+        largest = place.bound * min(1.0, (t + 1) / 100)
         share = held[t][3] if held else shorter(before, weights, largest)
         weights = [b + share * (w - b) for b, w in zip(before, weights, strict=True)]
         values["lr"] = values["lr"] * share
@@ -87,7 +87,8 @@ def averages(stack, raws, grads, schedule, held=None):
 def shorter(before, after, bound):
     """The share of an update that changes the weights, as one vector, by at most `bound` of their norm; 0: any."""
     change = math.hypot(*(float((a - b).norm()) for a, b in zip(after, before, strict=True)))
-    return min(1.0, bound * math.hypot(*(float(b.norm()) for b in before)) / change) if bound and change else 1.0
+    size = max(math.hypot(*(float(b.norm()) for b in before)), 0.005 * math.sqrt(sum(b.numel() for b in before)))
+    return min(1.0, bound * size / change) if bound and change else 1.0
 
 
 def displacements(found, i):
@@ -375,8 +376,8 @@ def drawn(t):
     return loss
 
 
-def initial():
-    return [0.3 * p for p in tensors(shapes=((6, 5), (5,), (5,)))]
+def initial(size=0.3):
+    return [size * p for p in tensors(shapes=((6, 5), (5,), (5,)))]
 
 
 def gradient_of(loss, weights):
@@ -384,9 +385,9 @@ def gradient_of(loss, weights):
     return torch.autograd.grad(loss(leaves), leaves)
 
 
-def ours(text, steps):
+def ours(text, steps, size=0.3):
     """Weights, averages and hyperparameters after each step of the optimizer."""
-    weights = [torch.nn.Parameter(w) for w in initial()]
+    weights = [torch.nn.Parameter(w) for w in initial(size)]
     opt, rows = hs.HyperOptimizer(weights, text), []
     for t in range(steps):
 
@@ -433,9 +434,10 @@ def theirs(
     bound=0.0,
     deviations=300.0,
     above=0.0,
+    size=0.3,
 ):
     """The loop, with an optimizer of others. `turn(optimizer, rate)` sets its rate."""
-    weights = [torch.nn.Parameter(w) for w in initial()]
+    weights = [torch.nn.Parameter(w) for w in initial(size)]
     opt, log_rate, rows = make(weights), math.log(rate), []
     means = [w.detach().clone() for w in weights]
     anchors, last, began = means, None, 0
@@ -454,12 +456,11 @@ def theirs(
         for w, g in zip(weights, gradient_of(drawn(t), weights), strict=True):
             w.grad = g
         opt.step()
-        if t < 100:
-            share = shorter(before, [w.detach() for w in weights], bound * (t + 1) / 100)
-            log_rate += math.log(share)
-            with torch.no_grad():
-                for w, b in zip(weights, before, strict=True):
-                    w.copy_(b + share * (w - b))
+        share = shorter(before, [w.detach() for w in weights], bound * min(1.0, (t + 1) / 100))
+        log_rate += math.log(share)
+        with torch.no_grad():
+            for w, b in zip(weights, before, strict=True):
+                w.copy_(b + share * (w - b))
         a = min(decay, (t + 1) / (t + 1 + warmup))
         means = [a * m + (1 - a) * w.detach() for m, w in zip(means, weights, strict=True)]
         rows.append(
@@ -502,6 +503,55 @@ def compare(found, wanted, rtol=1e-12):
         assert_close({k: values[k] for k in their_values}, their_values, rtol)
     rates = {float(row[2]["0.lr"]) for row in wanted}
     assert len(rates) >= len(wanted) // 10
+
+
+def test_a_bound_holds_to_the_end():
+    found = theirs(optim.Adam, set_group, 1e-2, 120, bound=1e-3)
+    compare(ours("auto(Adam(1e-2), bound=1e-3)", 120), found, 1e-11)  # twice the steps, each with two sums in the log
+    rates = [float(row[2]["0.lr"]) for row in found]
+    lowered = [t for t in range(100, 120) if rates[t] < rates[t - 1] and t not in ends(120, 100, 10)]
+    assert lowered  # by the bound alone
+
+
+@pytest.mark.parametrize("rate", [1e-6, 1e-3, 1.0])
+@pytest.mark.parametrize("size", [1e-6, 1e-4])
+def test_weights_that_start_at_0_or_near_it_are_bounded_as_those_of_a_usual_size(size, rate):
+    found = theirs(optim.Adam, set_group, rate, 60, bound=0.1, size=size)
+    compare(ours(f"auto(Adam({rate}))", 60, size), found)
+    first = [float(row[2]["0.lr"]) for row in found][:3]
+    assert first[0] == pytest.approx(min(rate, 5e-6), rel=0.1)  # Adam's first step is the rate, for each weight
+    assert min(first) > 1e-7
+
+
+@pytest.mark.parametrize("rate", [1e-6, 1e-3, 1.0])
+def test_weights_of_0_are_bounded_too(rate):
+    weights = torch.nn.Parameter(torch.zeros(4, dtype=torch.float64))
+    opt = hs.HyperOptimizer([weights], f"auto(Adam({rate}))")
+    opt.step(lambda: (weights - 1).square().sum().backward())
+    rate = min(rate, 0.001 * 0.005)
+    assert_close([weights, opt.hyperparameters()["0.lr"]], [torch.full((4,), rate), torch.tensor(rate)], 1e-7)  # eps
+
+
+@pytest.mark.parametrize("text", ["SGD", "SGD(0.1)", "SGD(momentum=0.9)", "Adam", "AdamW(1)"])
+def test_a_rate_that_outgrows_where_gradients_vanish_is_caught(text):
+    """Least squares without noise: a cosine has no size, and raises the rate until steps are unstable."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(4, 1)
+    opt, losses = hs.HyperOptimizer(model.parameters(), f"auto({text})"), []
+    for _ in range(500):
+        x = torch.randn(32, 4)
+
+        def closure(x=x):
+            opt.zero_grad()
+            loss = (model(x) - x.sum(1, keepdim=True)).square().mean()
+            loss.backward()
+            return loss
+
+        losses.append(opt.step(closure).item())
+    assert min(losses) < 1e-4
+    assert max(losses[100:]) < 0.25  # a tenth of a norm of 2 for each of the steps that it takes to turn
+    with opt.averaged():
+        assert closure().item() < 1e-3
 
 
 @pytest.mark.parametrize("first", [1, 2, 7, 9])

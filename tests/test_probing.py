@@ -154,7 +154,7 @@ def test_a_measurement_without_gradients_waits_where_the_closure_cleared_them():
 
         opt.step(closure)
         assert opt.hyperparameters()["0.lr"] == rate
-    train(model, opt, batches(EVERY))
+    train(model, opt, batches(1))  # the window of one step more
     assert opt.hyperparameters()["0.lr"] != rate
 
 
@@ -452,6 +452,23 @@ def test_a_state_that_was_saved_at_the_live_weights_ends_an_evaluation():
     model.load_state_dict(saved["model"])
     opt.load_state_dict(saved["opt"])
     opt.train()
+    assert_same(seen(opt), before)
+
+
+@pytest.mark.parametrize("evaluating", [False, True])
+def test_a_state_that_is_loaded_at_the_averages_alone_leaves_the_live_weights(evaluating):
+    """Where no model's state was loaded with it, the weights are still averages, and give way to the live ones."""
+    model = network()
+    opt = HyperOptimizer(model.parameters(), AUTO)
+    train(model, opt, batches(EVERY + 1))
+    saved, before = copy.deepcopy(opt.state_dict()), seen(opt)
+    if evaluating:
+        opt.eval()
+        opt.load_state_dict(saved)
+        opt.train()
+    else:
+        with opt.averaged():
+            opt.load_state_dict(saved)
     assert_same(seen(opt), before)
 
 
