@@ -77,7 +77,8 @@ class _Reader:
 
         def read(key: str, value: ast.expr) -> Any:
             if key not in known:
-                raise InputError(f"auto has no {key!r}", instead=nearest(key, known))
+                place = "the arguments of average(...) are auto's own: auto(Adam, decay=0.999)"
+                raise InputError(f"auto has no {key!r}", instead=place if key == "at" else nearest(key, known))
             if key == "base":
                 return self._level(value)
             return self._value(value) if key == "rate" else self._literal(value)
@@ -162,7 +163,7 @@ class _Reader:
             elif lacking := unfinished(name.id):
                 self._note(name, f"the rule {name.id} is not whole: it lacks {', '.join(lacking)}")
             else:
-                self._note(name, f"no rule is called {name.id}: {nearest(name.id, LEVELS)}")
+                self._note(name, f"no rule is called {name.id}: {nearest(name.id, [*LEVELS, auto.__name__])}")
             return None
         rule = LEVELS[name.id]
         flags = ["clip", *(k for k, option in rule.options.items() if isinstance(option.default, bool))]

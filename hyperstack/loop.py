@@ -80,7 +80,8 @@ class Recording:
     def loss(self, loss: Tensor | float) -> None:
         """The loss of the next step, where the record is to have it: 0-dim, on the device; it is not waited for.
 
-        In a closure it is told once more in a step that begins with a probe: the last call before the step counts.
+        Where a step takes a closure, it is told there: what `step` returns comes too late for its row. In a step that
+        begins with a probe that is twice, and the last call counts.
         """
         if not isinstance(loss, Tensor):
             if not isinstance(loss, (int, float)):

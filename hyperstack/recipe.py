@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from dataclasses import replace
 
 from hyperstack.errors import InputError
@@ -49,6 +50,11 @@ def auto(
     lr = level.settings.get("lr", Setting(level.hyperparameters["lr"].default))
     if lr.learned is False or lr.bijection not in (None, "log"):
         raise InputError(f"auto learns the logarithm of a rate, and lr is {lr}", instead="give it a plain number")
+    if lr.value == 0:
+        what = "auto learns the logarithm of a rate, and this one starts at 0"
+        raise InputError(what, instead=f"start above it, as in auto({type(level).__name__}(1e-6))")
+    if isinstance(start := getattr(rate, "value", rate), (int, float)) and not 0 <= start < math.inf:
+        raise InputError(f"auto's rate is {start:g}", instead="give a number from 0 up; 1 is the default")
     settings["lr"] = replace(lr, bijection="log")
     place = Average(decay, every, warmup, first, bound, deviations)
     return level.having({k: s for k, s in settings.items() if s}) / SGD(rate, clip=[Cosine()], at=place)

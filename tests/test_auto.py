@@ -70,12 +70,34 @@ def test_the_rate_of_every_rule_is_learned_as_log_and_nothing_else(rule):
         ((Rule,), "auto takes a rule"),
         ((hs.SGD(hs.fixed(0.1)),), r"lr is fixed\(0.1\)"),
         ((hs.SGD(hs.lin(0.1)),), r"lr is lin\(0.1\)"),
-        ((hs.SGD(0),), "log cannot express 0.0"),
+        ((hs.SGD(0),), r"starts at 0[\s\S]*as in auto\(SGD\(1e-6\)\)"),
     ],
 )
 def test_what_is_no_rule_with_a_rate_to_learn_is_refused(arguments, message):
     with pytest.raises(hs.InputError, match=message):
         hs.auto(*arguments)
+
+
+@pytest.mark.parametrize("rate", [-1, float("nan"), float("inf"), hs.fixed(-1), hs.per_tensor(-1)])
+def test_a_rate_of_level_1_that_is_none(rate):
+    with pytest.raises(hs.InputError, match=r"auto's rate is [\s\S]*from 0 up; 1 is the default"):
+        hs.auto(rate=rate)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("auto(Adam, rate=-1)", "auto's rate is -1"),
+        ("auto(Adam, at=average(0.99))", "the arguments of average(...) are auto's own"),
+        ("Auto(Adam)", "did you mean auto?"),
+        ("atuo(Adam) / SGD", "did you mean auto?"),
+        ("Adm", "did you mean Adam?"),
+    ],
+)
+def test_what_is_written_wrong_is_set_right(text, message):
+    with pytest.raises(hs.StackError) as found:
+        hs.parse(text)
+    assert message in str(found.value)
 
 
 @pytest.mark.parametrize("every", [0, -1, 2.5, True, float("inf"), float("nan"), "10", None])

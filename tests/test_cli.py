@@ -13,6 +13,7 @@ from toy import BATCHES, STACK, Toy, assert_same_run, command, contents, ok, sam
 
 import hyperstack as hs
 from hyperstack import tasks
+from hyperstack.measuring import MEASURED
 from hyperstack.reports.text import number, percent, shortened
 from hyperstack.telemetry.jsonl import read_record
 from hyperstack.telemetry.runfolder import RunFolder
@@ -284,6 +285,26 @@ def test_rules_lists_what_stands_around_a_rule(width):
         assert described[name]["source"] == wrapper.source
         assert list(json.loads(ok("rules", name, "--json"))["wrappers"]) == [name]
     assert json.loads(ok("rules", "Adam", "--json"))["wrappers"] == {}
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_rules_shows_whatever_a_stack_is_written_with(width):
+    """By its name alone, as in the list of all; the defaults are those that are used."""
+    text, found = ok("rules", columns=width), json.loads(ok("rules", "--json"))
+    for kind, names in (("transforms", hs.TRANSFORMS), ("places", MEASURED), ("recipes", ["auto"])):
+        assert list(found[kind]) == sorted(names)
+        for name in names:
+            assert ok("rules", name, columns=width).strip() in text
+            assert json.loads(ok("rules", name, "--json"))[kind] == {name: found[kind][name]}
+    place, stack = found["places"]["average"]["options"], hs.auto()
+    options = {name: option["default"] for name, option in found["recipes"]["auto"]["options"].items()}
+    assert {name: option["default"] for name, option in place.items() if name != "decay"} == {
+        name: getattr(hs.parse("Adam(log(0.1)) / SGD(1, at=average(0.5))")[1].at, name)
+        for name in place
+        if name != "decay"
+    }
+    assert options.pop("rate") == stack[1].settings["lr"].value
+    assert options == {name: getattr(stack[1].at, name) for name in place}
 
 
 def number_or_text(value):

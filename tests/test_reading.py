@@ -98,6 +98,15 @@ def test_a_rise_is_one_that_the_standard_errors_do_not_explain():
     assert loss_rise(record(199, loss=np.linspace(0, 9, 199))) is None  # too few steps a block
 
 
+def test_a_loss_that_explodes_is_seen_though_its_standard_error_does_too():
+    steps = np.arange(1.0, N + 1)
+    for loss in (np.exp(0.1 * steps), np.where(steps > 0.94 * N, np.exp(steps - 0.94 * N), 1 + 0.1 * np.sin(steps))):
+        rise = loss_rise(Record({"step": steps, "loss": loss}))
+        assert rise is not None
+        assert rise.after == loss[-N // BLOCKS :].mean()
+        assert reading(record(loss=loss))[0].sentence.startswith("rose after step")
+
+
 def test_a_loss_that_rose_without_clipping():
     found = reading(record(loss=rising(), **{"0.lr.value": np.linspace(0.1, 0.4, N)}))
     assert found[0].key == "loss"

@@ -112,7 +112,10 @@ def key_above(key: str) -> str:
 
 
 def loss_rise(record: Record) -> Rise | None:
-    """Whether the loss ended higher than it was, by more than the standard errors of the means explain."""
+    """Whether the loss ended higher than it was, by more than the standard errors of the means explain.
+
+    Where it explodes they explain anything: there every loss of the last part is above all of the lowest.
+    """
     loss, steps = record.columns["loss"], record.steps
     known = np.isfinite(loss)
     loss, steps = loss[known], steps[known]
@@ -124,7 +127,8 @@ def loss_rise(record: Record) -> Rise | None:
     means, errors = blocks.mean(axis=1), blocks.std(axis=1, ddof=1) / np.sqrt(size)
     errors = np.maximum(errors, np.median(errors))  # one that is small by chance is not taken at its word
     lowest = int(np.argmin(means))
-    if not means[-1] - means[lowest] > RISEN * np.hypot(errors[-1], errors[lowest]):
+    apart = blocks[-1].min() > blocks[lowest].max()
+    if not apart and not means[-1] - means[lowest] > RISEN * np.hypot(errors[-1], errors[lowest]):
         return None
     last = int(steps[start + (lowest + 1) * size - 1])
     return Rise(last, float(means[lowest]), float(means[-1]))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import inspect
 import json
 import textwrap
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import click
@@ -16,14 +18,14 @@ from hyperstack_cli.screen import out
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from hyperstack.choices import Choice
     from hyperstack.rule import Rule
-    from hyperstack.transforms import Transform
     from hyperstack.wrapper import Wrapper
 
 EPILOG = """\b
 Examples:
   hyperstack rules
-  hyperstack rules Adam
+  hyperstack rules Adam cosine auto
   hyperstack rules --json
 
 \b
@@ -35,7 +37,7 @@ Exit status: 0 listed, 2 there is no such rule.
 @click.argument("names", nargs=-1, metavar="[RULE]...")
 @click.option("--json", "as_json", is_flag=True, help="The same as JSON, for programs.")
 def command(names: tuple[str, ...], as_json: bool) -> None:
-    """List each RULE, or all of them, the levels that stand around another, and the gradient transforms.
+    """List each RULE, or all of them, the levels that stand around another, gradient transforms, and auto.
 
     For each rule its formula, its hyperparameters (default, domain, and what the level above learns: the value itself,
     lin, its logarithm, log, its square root, square, or x with (tanh(x) + 1)/2, logit), its options, and its source.
@@ -44,26 +46,35 @@ def command(names: tuple[str, ...], as_json: bool) -> None:
     """
     import hyperstack as hs
     from hyperstack.errors import InputError
+    from hyperstack.measuring import MEASURED
     from hyperstack.rule import nearest
     from hyperstack.wrapper import WRAPPERS
 
-    if unknown := [name for name in names if name not in {**hs.RULES, **WRAPPERS}]:
-        raise InputError(f"no rule is called {unknown[0]}", instead=nearest(unknown[0], [*hs.RULES, *WRAPPERS]))
-    chosen = {name: _described(rule) for name, rule in sorted(hs.RULES.items()) if not names or name in names}
-    wrappers = {name: _wrapper(w) for name, w in sorted(WRAPPERS.items()) if not names or name in names}
-    transforms = {name: _transform(t) for name, t in sorted(hs.TRANSFORMS.items()) if not names}
+    known = [*hs.RULES, *WRAPPERS, *hs.TRANSFORMS, *MEASURED, hs.auto.__name__]
+    if unknown := [name for name in names if name not in known]:
+        raise InputError(f"no rule is called {unknown[0]}", instead=nearest(unknown[0], known))
+
+    def described(kinds: Mapping[str, Any], describe: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        return {name: describe(kind) for name, kind in sorted(kinds.items()) if not names or name in names}
+
+    chosen, wrappers = described(hs.RULES, _described), described(WRAPPERS, _wrapper)
+    transforms, places = described(hs.TRANSFORMS, _choice), described(MEASURED, _choice)
+    recipes = described({hs.auto.__name__: hs.auto}, _recipe)
     if as_json:
-        click.echo(json.dumps({"rules": chosen, "wrappers": wrappers, "transforms": transforms}))
+        found = {"rules": chosen, "wrappers": wrappers, "transforms": transforms, "places": places, "recipes": recipes}
+        click.echo(json.dumps(found))
         return
     console = out()
-    for i, (name, rule) in enumerate({**chosen, **wrappers}.items()):
+    shown: list[Callable[[], None]] = [
+        *(partial(_show, console, name, rule) for name, rule in {**chosen, **wrappers}.items()),
+        *(partial(_show_choice, console, f"{name}, a gradient transform", t) for name, t in transforms.items()),
+        *(partial(_show_choice, console, f"at={name}, where to measure", place) for name, place in places.items()),
+        *(partial(_show_choice, console, f"{name}, the first two levels", each) for name, each in recipes.items()),
+    ]
+    for i, show in enumerate(shown):
         if i:
             console.print()
-        _show(console, name, rule)
-    for name, transform in transforms.items():
-        console.print(f"\n{name}, a gradient transform", style="bold")
-        _paragraph(console, _first_line(transform["doc"]))
-        _show_options(console, transform["options"])
+        show()
 
 
 def _described(rule: type[Rule]) -> dict[str, Any]:
@@ -92,17 +103,36 @@ def _wrapper(wrapper: type[Rule]) -> dict[str, Any]:
     return described
 
 
-def _transform(transform: type[Transform]) -> dict[str, Any]:
+def _choice(choice: type[Choice]) -> dict[str, Any]:
     """A `default` of None: the option has none, and must be given."""
     options = {}
-    for f in fields(transform):
+    for f in fields(choice):
         domain = f.metadata.get("domain")
         options[f.name] = {
             "default": None if f.default is MISSING else f.default,
             "domain": " or ".join(domain) if isinstance(domain, tuple) else str(domain or ""),
             "doc": f.metadata.get("doc", ""),
         }
-    return {"doc": inspect.getdoc(transform) or "", "options": options}
+    return {"doc": inspect.getdoc(choice) or "", "options": options}
+
+
+def _recipe(recipe: Callable[..., Any]) -> dict[str, Any]:
+    """Its arguments by name: those of a place to measure at, whose defaults may be others, and the rate of level 1."""
+    from hyperstack.measuring import Average
+    from hyperstack.rules import SGD
+
+    rate = SGD.hyperparameters["lr"]
+    known = {"rate": {"domain": str(rate.domain), "doc": "of level 1, a number without unit"}}
+    known |= _choice(Average)["options"]
+    given = {name: p.default for name, p in inspect.signature(recipe).parameters.items() if name in known}
+    options = {name: {**known[name], "default": default} for name, default in given.items()}
+    return {"doc": inspect.getdoc(recipe) or "", "options": options}
+
+
+def _show_choice(console: Console, title: str, choice: dict[str, Any]) -> None:
+    console.print(title, style="bold")
+    _paragraph(console, _first_line(choice["doc"]))
+    _show_options(console, choice["options"])
 
 
 def _show_options(console: Console, options: dict[str, Any]) -> None:
