@@ -187,28 +187,30 @@ class Window:
     def remember(self, buckets: Sequence[Bucket], tensors: Sequence[Tensor]) -> Before:
         """What an update that may be too large will change."""
         ahead = [{name: bucket.flats[f"ahead.{name}"].clone() for name in self.traced} for bucket in buckets]
-        return Before([t.detach().clone() for t in tensors], ahead)
+        kept = [torch.empty_like(t) for t in tensors]
+        torch._foreach_copy_(kept, list(tensors))
+        return Before(kept, ahead)
 
     def restrain(
         self, before: Before, buckets: Sequence[Bucket], tensors: Sequence[Tensor], raw: Tensor, largest: float
     ) -> None:
         """Shorten an update that changed the weights by more than that share, and make the rate smaller by as much."""
-        changes = [t - b for t, b in zip(tensors, before.tensors, strict=True)]
+        change = _norm(torch._foreach_sub(list(tensors), before.tensors), raw)
         least = SMALLEST * math.sqrt(sum(t.numel() for t in tensors))
-        relative = _norm(changes, raw) / _norm(before.tensors, raw).clamp(min=least)
+        relative = change / _norm(before.tensors, raw).clamp(min=least)
         share = torch.where(torch.isfinite(relative), (largest / relative).clamp(max=1), 1.0)
         for t, b in zip(tensors, before.tensors, strict=True):
-            t.copy_(torch.lerp(b, t, share.to(t)))
+            torch.lerp(b, t, share.to(t), out=t)
         for bucket, ahead in zip(buckets, before.ahead, strict=True):
             for name, old in ahead.items():
                 flat = bucket.flats[f"ahead.{name}"]
-                flat.copy_(torch.lerp(old, flat, share.to(flat)))
+                torch.lerp(old, flat, share.to(flat), out=flat)
         self.level.layout.unpack(raw)["lr"].add_(share.log())
 
 
 def _norm(tensors: Sequence[Tensor], like: Tensor) -> Tensor:
     """The norm of all of them as one vector."""
-    found: Tensor = torch.stack([t.norm().to(like) for t in tensors]).norm()
+    found: Tensor = torch.stack([norm.to(like) for norm in torch._foreach_norm(list(tensors))]).norm()
     return found
 
 
