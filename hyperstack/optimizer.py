@@ -135,7 +135,7 @@ class HyperOptimizer(torch.optim.Optimizer):
         self._probing.refuse(self._with_params(), closure)
         with self._showing():
             loss = None if closure is None else self._probing.call(self._with_params(), closure)
-            towers = self._with_params()
+            towers = self._with_params()  # as the closure has left them
             params, grads = [own for _, own in towers], [gradients(own) for _, own in towers]
             if len(towers) > 1:  # refuse before any of them has moved
                 for (tower, own), found in zip(towers, grads, strict=True):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from dataclasses import replace
 
 from hyperstack.errors import InputError
@@ -53,7 +52,8 @@ def auto(
     if lr.value == 0:
         what = "auto learns the logarithm of a rate, and this one starts at 0"
         raise InputError(what, instead=f"start above it, as in auto({type(level).__name__}(1e-6))")
-    if isinstance(start := getattr(rate, "value", rate), (int, float)) and not 0 <= start < math.inf:
+    start = getattr(rate, "value", rate)
+    if isinstance(start, (int, float)) and start not in SGD.hyperparameters["lr"].domain:
         raise InputError(f"auto's rate is {start:g}", instead="give a number from 0 up; 1 is the default")
     settings["lr"] = replace(lr, bijection="log")
     place = Average(decay, every, warmup, first, bound, deviations)
